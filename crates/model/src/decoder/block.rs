@@ -1,0 +1,81 @@
+//! One decoder block.
+
+use burn::tensor::Tensor;
+
+use super::attention::Attention;
+use super::experts::Experts;
+use super::mlp::GatedMlp;
+use super::{ForwardCx, Projection, RmsNorm};
+use crate::error::Result;
+
+/// Attention and MLP around the residual stream, with norms where the family has them.
+#[derive(Debug, Clone)]
+pub struct DecoderBlock {
+    pub(super) attention: Attention,
+    pub(super) mlp: Mlp,
+    pub(super) attention_input: Option<RmsNorm>,
+    pub(super) attention_output: Option<RmsNorm>,
+    pub(super) mlp_input: Option<RmsNorm>,
+    pub(super) mlp_output: Option<RmsNorm>,
+}
+
+/// What follows attention.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "a handful of blocks exist, and none is moved in a hot loop")]
+pub(super) enum Mlp {
+    Gated(GatedMlp),
+    Experts(Experts),
+}
+
+impl DecoderBlock {
+    /// `[batch, tokens, hidden]` → the same shape; keys and values join the store of `cx`.
+    pub fn forward(&self, x: Tensor<3>, cx: &mut ForwardCx<'_>) -> Result<Tensor<3>> {
+        let y = self.attention.forward(normed(&self.attention_input, x.clone()), cx)?;
+        let x = x + normed(&self.attention_output, y);
+        let inner = normed(&self.mlp_input, x.clone());
+        let y = match &self.mlp {
+            Mlp::Gated(mlp) => mlp.forward(inner, cx)?,
+            Mlp::Experts(experts) => experts.forward(inner, cx)?,
+        };
+        Ok(x + normed(&self.mlp_output, y))
+    }
+
+    /// The projections in the order of [`projections_of_block`](crate::layers::projections_of_block).
+    pub fn projections(&self) -> Vec<&Projection> {
+        let mut list = self.attention.projections();
+        list.extend(match &self.mlp {
+            Mlp::Gated(mlp) => mlp.projections(),
+            Mlp::Experts(experts) => experts.projections(),
+        });
+        list
+    }
+
+    /// The projections, to replace their weights.
+    pub fn projections_mut(&mut self) -> Vec<&mut Projection> {
+        let mut list = self.attention.projections_mut();
+        list.extend(match &mut self.mlp {
+            Mlp::Gated(mlp) => mlp.projections_mut(),
+            Mlp::Experts(experts) => experts.projections_mut(),
+        });
+        list
+    }
+
+    /// Bytes that its weights hold in memory.
+    pub fn bytes(&self) -> usize {
+        let norms = [&self.attention_input, &self.attention_output, &self.mlp_input, &self.mlp_output];
+        let router = match &self.mlp {
+            Mlp::Experts(experts) => experts.router.dims().iter().product::<usize>() * 4,
+            Mlp::Gated(_) => 0,
+        };
+        router
+            + norms.into_iter().flatten().map(RmsNorm::bytes).sum::<usize>()
+            + self.projections().into_iter().map(Projection::bytes).sum::<usize>()
+    }
+}
+
+fn normed(norm: &Option<RmsNorm>, x: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}

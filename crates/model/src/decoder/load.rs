@@ -1,0 +1,326 @@
+//! From files to blocks: which tensors a block reads and how their formats become weights.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use kindling_tensor_backend::formats::{Dense, Packed, Weight};
+
+use super::attention::{Attention, Inputs, LatentQuery};
+use super::block::{DecoderBlock, Mlp};
+use super::experts::Experts;
+use super::mlp::{GateUp, GatedMlp};
+use super::{Projection, RmsNorm, ids_tensor};
+use crate::checkpoint::{Checkpoint, DType};
+use crate::compressed_tensors::{QuantizationConfig, decode};
+use crate::config::{self, AttentionSpec, ExpertGating, MlpSpec, QkNorm, Spec};
+use crate::error::{ModelError, Result};
+use crate::layers::{
+    BlockProjection, EMBEDDING, FINAL_NORM, HEAD, block_prefix, projections_of_block, tensors_of_block,
+};
+
+/// A checkpoint with its configuration: everything needed to load any part of the model.
+pub struct ModelFiles {
+    checkpoint: Checkpoint,
+    spec: Spec,
+    config: serde_json::Value,
+    quantization: Option<QuantizationConfig>,
+}
+
+impl ModelFiles {
+    /// Opens a folder, or `org/name[@revision]` in the local Hugging Face cache. Reads no weight.
+    ///
+    /// Every tensor that the configuration asks for must be there with the right shape.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path.as_ref())?;
+        let path = checkpoint.dir().join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
+        let spec = config::parse(&text).map_err(|source| ModelError::Config { path: path.clone(), source })?;
+        let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
+            path,
+            source: config::ConfigError::Json(error.to_string()),
+        })?;
+        let quantization =
+            config.get("quantization_config").filter(|q| !q.is_null()).map(QuantizationConfig::parse).transpose()?;
+        let files = Self { checkpoint, spec, config, quantization };
+        files.check_tensors()?;
+        Ok(files)
+    }
+
+    /// What the model computes.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// The weights.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The whole `config.json`.
+    pub fn config(&self) -> &serde_json::Value {
+        &self.config
+    }
+
+    /// The folder of `config.json`.
+    pub fn dir(&self) -> PathBuf {
+        self.checkpoint.dir().to_path_buf()
+    }
+
+    /// How quantised layers are stored; `None` for a dense checkpoint.
+    pub fn quantization(&self) -> Option<&QuantizationConfig> {
+        self.quantization.as_ref()
+    }
+
+    /// The type of the weights: what the projections of block 0 are stored in.
+    pub fn dtype(&self) -> DType {
+        let first = projections_of_block(&self.spec, 0).into_iter().find_map(|p| {
+            self.checkpoint.info(&format!("{}{}.weight", block_prefix(0), p.shape.name)).ok()
+        });
+        first.map(|info| info.dtype).or(self.spec.dtype).unwrap_or(DType::F32)
+    }
+
+    fn check_tensors(&self) -> Result<()> {
+        let check = |name: &str, expected: &[usize]| {
+            let info = self.checkpoint.info(name)?;
+            if info.shape == expected {
+                return Ok(());
+            }
+            Err(ModelError::Shape { tensor: name.into(), expected: expected.to_vec(), found: info.shape.to_vec() })
+        };
+        let spec = &self.spec;
+        check(EMBEDDING, &[spec.vocab_size, spec.hidden_size])?;
+        check(FINAL_NORM, &[spec.hidden_size])?;
+        if !spec.tied {
+            check(HEAD, &[spec.vocab_size, spec.hidden_size])?;
+        }
+        for i in 0..spec.blocks.len() {
+            let prefix = block_prefix(i);
+            for tensor in tensors_of_block(spec, i) {
+                let name = format!("{prefix}{}", tensor.name);
+                let module = name.strip_suffix(".weight").filter(|module| self.scheme(module).is_some());
+                if module.is_none_or(|_| tensor.shape.len() != 2) {
+                    check(&name, &tensor.shape)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scheme(&self, module: &str) -> Option<crate::compressed_tensors::Scheme> {
+        self.quantization.as_ref().and_then(|config| config.scheme_for(module))
+    }
+
+    /// Values of a one-dimensional tensor of block `prefix`.
+    fn vector(&self, name: &str, device: &Device) -> Result<Tensor<1>> {
+        let values = self.checkpoint.tensor_f32(name)?;
+        let len = values.len();
+        Ok(Tensor::from_data(TensorData::new(values, [len]), device))
+    }
+
+    /// A projection; its weight in the format it is stored in.
+    fn projection(&self, prefix: &str, wanted: BlockProjection, device: &Device) -> Result<Projection> {
+        let module = format!("{prefix}{}", wanted.shape.name);
+        let (rows, cols) = (wanted.shape.rows, wanted.shape.cols);
+        let weight = match self.scheme(&module) {
+            Some(scheme) => {
+                let quantized = decode(&self.checkpoint, &module, &scheme)?;
+                if (quantized.rows, quantized.cols) != (rows, cols) {
+                    return Err(ModelError::Shape {
+                        tensor: format!("{module}.weight_packed"),
+                        expected: vec![rows, cols],
+                        found: vec![quantized.rows, quantized.cols],
+                    });
+                }
+                Weight::Packed(Packed::from_quantized(&quantized)?)
+            }
+            None => Weight::Dense(Dense::from_rows(
+                self.checkpoint.tensor_f32(&format!("{module}.weight"))?,
+                rows,
+                cols,
+                device,
+            )?),
+        };
+        let bias = wanted.bias.then(|| self.vector(&format!("{module}.bias"), device)).transpose()?;
+        Ok(Projection { shape: wanted.shape, weight, bias })
+    }
+
+    /// Loads block `i` in the formats of its files.
+    pub fn block(&self, i: usize, device: &Device) -> Result<DecoderBlock> {
+        let prefix = block_prefix(i);
+        let block = &self.spec.blocks[i];
+        let mut projections = projections_of_block(&self.spec, i).into_iter();
+        let mut next = || match projections.next() {
+            Some(wanted) => self.projection(&prefix, wanted, device),
+            None => Err(ModelError::Input(format!("block {i}: fewer projections than its parts need"))),
+        };
+        let norm = |name: &str| -> Result<RmsNorm> {
+            Ok(RmsNorm::new(self.vector(&format!("{prefix}{name}.weight"), device)?, self.spec.norm))
+        };
+        let maybe_norm = |name: Option<&str>| name.map(norm).transpose();
+
+        let inputs = match &block.attention {
+            AttentionSpec::Grouped { fused, qk_norm, .. } => {
+                let norms = match qk_norm {
+                    QkNorm::None => None,
+                    _ => Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?)),
+                };
+                if *fused {
+                    Inputs::Fused { qkv: next()?, norms }
+                } else {
+                    Inputs::Separate { query: next()?, key: next()?, value: next()?, norms }
+                }
+            }
+            AttentionSpec::Latent { q_rank, .. } => {
+                let query = match q_rank {
+                    None => LatentQuery::Full(next()?),
+                    Some(_) => LatentQuery::Factored {
+                        down: next()?,
+                        norm: norm("self_attn.q_a_layernorm")?,
+                        up: next()?,
+                    },
+                };
+                Inputs::Latent { query, down: next()?, norm: norm("self_attn.kv_a_layernorm")?, up: next()? }
+            }
+        };
+        let attention =
+            Attention { spec: block.attention.clone(), window: block.window, inputs, output: next()? };
+
+        let mlp = match &block.mlp {
+            MlpSpec::Gated { fused, activation, .. } => {
+                let inputs = if *fused {
+                    GateUp::Fused(next()?)
+                } else {
+                    GateUp::Separate { gate: next()?, up: next()? }
+                };
+                Mlp::Gated(GatedMlp { inputs, down: next()?, activation: *activation })
+            }
+            MlpSpec::Experts { count, top_k, shared_inner, activation, gating, names, .. } => {
+                let mut expert = || -> Result<GatedMlp> {
+                    let inputs = GateUp::Separate { gate: next()?, up: next()? };
+                    Ok(GatedMlp { inputs, down: next()?, activation: *activation })
+                };
+                let experts = (0..*count).map(|_| expert()).collect::<Result<_>>()?;
+                let shared = shared_inner.map(|_| expert()).transpose()?;
+                let router = self.checkpoint.tensor_f32(&format!("{prefix}{}.gate.weight", names.module))?;
+                let router = TensorData::new(router, [*count, self.spec.hidden_size]);
+                let correction = match gating {
+                    ExpertGating::Softmax => None,
+                    ExpertGating::SigmoidGroups { .. } => Some(
+                        self.checkpoint
+                            .tensor_f32(&format!("{prefix}{}.gate.e_score_correction_bias", names.module))?,
+                    ),
+                };
+                Mlp::Experts(Experts {
+                    router: Tensor::<2>::from_data(router, device).transpose(),
+                    correction,
+                    gating: *gating,
+                    top_k: *top_k,
+                    experts,
+                    shared,
+                })
+            }
+        };
+        let norms = block.norms;
+        Ok(DecoderBlock {
+            attention,
+            mlp,
+            attention_input: maybe_norm(norms.attention_input)?,
+            attention_output: maybe_norm(norms.attention_output)?,
+            mlp_input: maybe_norm(norms.mlp_input)?,
+            mlp_output: maybe_norm(norms.mlp_output)?,
+        })
+    }
+
+    /// Loads embedding, last norm and head.
+    pub fn ends(&self, device: &Device) -> Result<Ends> {
+        let shape = [self.spec.vocab_size, self.spec.hidden_size];
+        let matrix = |name: &str| -> Result<Tensor<2>> {
+            Ok(Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device))
+        };
+        let embedding = matrix(EMBEDDING)?;
+        let matrix = if self.spec.tied { embedding.clone() } else { matrix(HEAD)? };
+        Ok(Ends { embedding, head: self.head_from(matrix, device)? })
+    }
+
+    /// Loads the last norm and the head, without the embedding where that is another matrix.
+    pub fn head(&self, device: &Device) -> Result<Head> {
+        let name = if self.spec.tied { EMBEDDING } else { HEAD };
+        let shape = [self.spec.vocab_size, self.spec.hidden_size];
+        let matrix = Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device);
+        self.head_from(matrix, device)
+    }
+
+    fn head_from(&self, matrix: Tensor<2>, device: &Device) -> Result<Head> {
+        let norm = RmsNorm::new(self.vector(FINAL_NORM, device)?, self.spec.norm);
+        Ok(Head { norm, matrix, softcap: self.spec.logit_softcap })
+    }
+
+    /// Embeddings of rows of ids, `[rows, tokens, hidden]`, without loading the rest of the table.
+    pub fn embed(&self, ids: &[Vec<u32>], device: &Device) -> Result<Tensor<3>> {
+        let tokens = super::check_rows(ids, self.spec.vocab_size)?;
+        let mut values = Vec::with_capacity(ids.len() * tokens * self.spec.hidden_size);
+        for &id in ids.iter().flatten() {
+            values.extend(self.checkpoint.rows_f32(EMBEDDING, id as usize..id as usize + 1)?);
+        }
+        let x = Tensor::from_data(TensorData::new(values, [ids.len(), tokens, self.spec.hidden_size]), device);
+        Ok(scaled(x, &self.spec))
+    }
+}
+
+fn scaled(x: Tensor<3>, spec: &Spec) -> Tensor<3> {
+    match spec.embedding_scale {
+        Some(scale) => x.mul_scalar(scale),
+        None => x,
+    }
+}
+
+/// Embedding and head.
+#[derive(Debug, Clone)]
+pub struct Ends {
+    embedding: Tensor<2>,
+    head: Head,
+}
+
+impl Ends {
+    pub(super) fn embed(&self, ids: &[Vec<u32>], spec: &Spec, device: &Device) -> Result<Tensor<3>> {
+        let [rows, tokens] = [ids.len(), ids.first().map_or(0, Vec::len)];
+        let index = ids_tensor(ids, device).reshape([rows * tokens]);
+        let x = self.embedding.clone().select(0, index).reshape([rows, tokens, spec.hidden_size]);
+        Ok(scaled(x, spec))
+    }
+
+    /// Last norm and output matrix.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Bytes in memory; a matrix that is both embedding and head counts once.
+    pub fn bytes(&self, tied: bool) -> usize {
+        let matrices = if tied { 1 } else { 2 };
+        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.head.norm.bytes()
+    }
+}
+
+/// Last norm and output matrix.
+#[derive(Debug, Clone)]
+pub struct Head {
+    norm: RmsNorm,
+    matrix: Tensor<2>,
+    softcap: Option<f64>,
+}
+
+impl Head {
+    /// The norm before the output matrix.
+    pub fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.norm.forward(x)
+    }
+
+    /// Logits of normed states: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
+    pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
+        let logits = x.matmul(self.matrix.clone().transpose().unsqueeze());
+        match self.softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        }
+    }
+}

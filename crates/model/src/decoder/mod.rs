@@ -1,0 +1,175 @@
+//! The decoder: one attention, one MLP, one block for every family.
+//!
+//! [`Decoder`] holds a whole model, [`DecoderBlock`] one block of it: compression works on blocks and never
+//! needs the whole.
+
+mod attention;
+mod block;
+mod experts;
+mod load;
+mod mlp;
+mod norm;
+mod projection;
+mod rotary;
+
+use burn::tensor::{Device, Int, Tensor, TensorData, s};
+use kindling_core::{KvStore, Tap};
+
+pub use block::DecoderBlock;
+pub use load::{Ends, Head, ModelFiles};
+pub use norm::RmsNorm;
+pub use projection::Projection;
+pub use rotary::Rotary;
+
+use crate::config::Spec;
+use crate::error::{ModelError, Result};
+use crate::kv::DenseKv;
+
+/// What travels with the activations of one forward pass.
+pub struct ForwardCx<'a> {
+    /// Keys and values of earlier positions; the new ones are added.
+    pub kv: &'a mut dyn KvStore,
+    /// The layer of `kv` that the current block uses.
+    pub layer: usize,
+    /// Sines and cosines of the new positions.
+    pub rotary: &'a Rotary,
+    /// Sees the input of every projection.
+    pub tap: Option<&'a mut dyn Tap>,
+}
+
+impl ForwardCx<'_> {
+    /// Shows `x` `[batch, tokens, features]` to the tap, if there is one.
+    pub(crate) fn tap(&mut self, site: impl FnOnce() -> String, x: &Tensor<3>) -> Result<()> {
+        if let Some(tap) = &mut self.tap {
+            let [batch, tokens, features] = x.dims();
+            tap.tap(&site(), &x.clone().reshape([batch * tokens, features]))?;
+        }
+        Ok(())
+    }
+}
+
+/// A whole model in memory.
+pub struct Decoder {
+    spec: Spec,
+    ends: Ends,
+    blocks: Vec<DecoderBlock>,
+    device: Device,
+}
+
+/// What a forward pass should return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Logits of every position.
+    AllLogits,
+    /// Logits of the last position only.
+    LastLogits,
+}
+
+impl Decoder {
+    /// Loads every block of a checkpoint.
+    pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let blocks = (0..files.spec().blocks.len()).map(|i| files.block(i, device)).collect::<Result<_>>()?;
+        Ok(Self { spec: files.spec().clone(), ends: files.ends(device)?, blocks, device: device.clone() })
+    }
+
+    /// What the model computes.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The blocks, first to last.
+    pub fn blocks(&self) -> &[DecoderBlock] {
+        &self.blocks
+    }
+
+    /// The blocks, to change their weights.
+    pub fn blocks_mut(&mut self) -> &mut [DecoderBlock] {
+        &mut self.blocks
+    }
+
+    /// Embedding, last norm and head.
+    pub fn ends(&self) -> &Ends {
+        &self.ends
+    }
+
+    /// Bytes that all weights hold in memory.
+    pub fn bytes(&self) -> usize {
+        self.ends.bytes(self.spec.tied) + self.blocks.iter().map(DecoderBlock::bytes).sum::<usize>()
+    }
+
+    /// An empty store of the right size.
+    pub fn new_kv(&self) -> DenseKv {
+        DenseKv::new(self.blocks.len(), &self.device)
+    }
+
+    /// Runs new tokens, rows of equal length, after the positions that `kv` holds.
+    ///
+    /// A shorter row is padded on the left: `padding[b]` tells how much, counted from position 0 of the store
+    /// (empty: none). Returns logits `[batch, tokens or 1, vocabulary]`.
+    pub fn forward(&self, ids: &[Vec<u32>], padding: &[usize], kv: &mut dyn KvStore, wanted: Wanted) -> Result<Tensor<3>> {
+        self.run(ids, padding, kv, wanted, None)
+    }
+
+    /// As [`Decoder::forward`] over a fresh store, with the input of every block and the normed output of the last:
+    /// `hidden[k]` `[batch, tokens, features]`.
+    pub fn forward_with_hidden(&self, ids: &[Vec<u32>]) -> Result<(Tensor<3>, Vec<Tensor<3>>)> {
+        let mut hidden = Vec::with_capacity(self.blocks.len() + 1);
+        let logits = self.run(ids, &[], &mut self.new_kv(), Wanted::AllLogits, Some(&mut hidden))?;
+        Ok((logits, hidden))
+    }
+
+    fn run(
+        &self,
+        ids: &[Vec<u32>],
+        padding: &[usize],
+        kv: &mut dyn KvStore,
+        wanted: Wanted,
+        mut hidden: Option<&mut Vec<Tensor<3>>>,
+    ) -> Result<Tensor<3>> {
+        let tokens = check_rows(ids, self.spec.vocab_size)?;
+        let start = kv.len(0);
+        if start == 0 {
+            kv.set_padding(padding.to_vec());
+        }
+        let rotary = Rotary::new(&self.spec.rope, start, tokens, padding, &self.device);
+        let mut x = self.ends.embed(ids, &self.spec, &self.device)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            if let Some(hidden) = &mut hidden {
+                hidden.push(x.clone());
+            }
+            x = block.forward(x, &mut ForwardCx { kv, layer, rotary: &rotary, tap: None })?;
+        }
+        if wanted == Wanted::LastLogits {
+            x = x.slice(s![.., tokens - 1..tokens, ..]);
+        }
+        let x = self.ends.head().norm(x);
+        if let Some(hidden) = hidden {
+            hidden.push(x.clone());
+        }
+        Ok(self.ends.head().logits(x))
+    }
+}
+
+/// The common length of the rows; an error if there is none, or an id is not in the vocabulary.
+pub(crate) fn check_rows(ids: &[Vec<u32>], vocab: usize) -> Result<usize> {
+    let tokens = ids.first().map_or(0, Vec::len);
+    if tokens == 0 || ids.iter().any(|row| row.len() != tokens) {
+        let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
+        return Err(ModelError::Input(format!("token ids: expected rows of one length above 0, found {lengths:?}")));
+    }
+    match ids.iter().flatten().find(|&&id| id as usize >= vocab) {
+        Some(id) => Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {vocab}"))),
+        None => Ok(tokens),
+    }
+}
+
+/// Rows of ids as one tensor.
+pub(crate) fn ids_tensor(ids: &[Vec<u32>], device: &Device) -> Tensor<2, Int> {
+    let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
+    Tensor::from_data(TensorData::new(flat, [ids.len(), ids.first().map_or(0, Vec::len)]), device)
+}

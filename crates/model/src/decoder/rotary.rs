@@ -1,0 +1,61 @@
+//! Rotary positions in Hugging Face's layout: the two halves of a head form the pairs.
+
+use burn::tensor::{Device, Tensor, TensorData, s};
+
+use crate::config::RopeSpec;
+
+/// Cosines and sines of the positions of one forward pass, `[rows, 1, tokens, dim / 2]`.
+#[derive(Debug, Clone)]
+pub struct Rotary {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+    dim: usize,
+}
+
+impl Rotary {
+    /// Positions `start..start + tokens`, less `padding[row]` in every row of a padded batch.
+    pub fn new(spec: &RopeSpec, start: usize, tokens: usize, padding: &[usize], device: &Device) -> Self {
+        let shortest = padding.iter().copied().min().unwrap_or(0);
+        let (frequencies, factor) = spec.frequencies(start + tokens - shortest);
+        let unpadded = [0];
+        let rows = if padding.is_empty() { &unpadded } else { padding };
+        let size = rows.len() * tokens * frequencies.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(size), Vec::with_capacity(size));
+        for &pad in rows {
+            for position in start..start + tokens {
+                let position = position.saturating_sub(pad) as f32;
+                for &frequency in &frequencies {
+                    // Transformers multiplies in f32: the product is rounded before its cosine is taken.
+                    let angle = f64::from(position * frequency as f32);
+                    cos.push((angle.cos() * factor) as f32);
+                    sin.push((angle.sin() * factor) as f32);
+                }
+            }
+        }
+        let shape = [rows.len(), 1, tokens, frequencies.len()];
+        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
+        Self { cos: tensor(cos), sin: tensor(sin), dim: spec.dim }
+    }
+
+    /// Turns the first `dim` dimensions of `x` `[batch, heads, tokens, width]`.
+    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        let half = self.dim / 2;
+        let first = x.clone().slice(s![.., .., .., 0..half]);
+        let second = x.clone().slice(s![.., .., .., half..self.dim]);
+        let mut parts = vec![
+            first.clone() * self.cos.clone() - second.clone() * self.sin.clone(),
+            second * self.cos.clone() + first * self.sin.clone(),
+        ];
+        let width = x.dims()[3];
+        if width > self.dim {
+            parts.push(x.slice(s![.., .., .., self.dim..width]));
+        }
+        Tensor::cat(parts, 3)
+    }
+
+    /// Brings pairs that are stored side by side into the layout of [`Rotary::apply`].
+    pub fn halves_from_pairs(x: Tensor<4>) -> Tensor<4> {
+        let [batch, heads, tokens, width] = x.dims();
+        x.reshape([batch, heads, tokens, width / 2, 2]).swap_dims(3, 4).reshape([batch, heads, tokens, width])
+    }
+}

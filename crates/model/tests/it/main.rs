@@ -1,0 +1,7 @@
+//! Integration tests of the model crate: parity with transformers, generation, compression.
+
+mod common;
+mod compression;
+mod decoding;
+mod parity;
+mod stories;

@@ -1,0 +1,165 @@
+//! Compressed weight formats: how one matrix of shape `[out, in]` is held, and how it is multiplied with.
+//!
+//! One file is one format. Compressed formats hold host memory, cheap to clone, and unfold to a dense tensor on
+//! whatever device the activations live.
+
+mod bitmask;
+mod dense;
+mod packed;
+mod sparse;
+
+pub use bitmask::Bitmask;
+pub use dense::Dense;
+pub use packed::{Packed, Scales};
+pub use sparse::{Axis, Sparse};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// A result with [`FormatError`].
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;
+
+/// Why a weight could not be built or used.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// A tensor or buffer has another shape than the operation needs.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// The tensor or buffer.
+        what: &'static str,
+        /// The shape the operation needs.
+        expected: Vec<usize>,
+        /// The shape that came.
+        found: Vec<usize>,
+    },
+    /// Activations and weight have different element types.
+    #[error("activations of {activations:?} meet a dense weight of {weight:?}: cast one of them")]
+    DType {
+        /// Element type of the activations.
+        activations: DType,
+        /// Element type of the weight.
+        weight: DType,
+    },
+    /// The numbers do not fit the format.
+    #[error("{format}: {reason}")]
+    Unfit {
+        /// The format's name.
+        format: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The quantised matrix contradicts itself.
+    #[error(transparent)]
+    Quantized(#[from] kindling_core::Error),
+}
+
+/// One weight matrix `[out, in]` in whichever format it is held.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// A dense tensor.
+    Dense(Dense),
+    /// Integer codes with scales.
+    Packed(Packed),
+    /// N:M sparsity.
+    Sparse(Sparse),
+    /// Unstructured sparsity.
+    Bitmask(Bitmask),
+}
+
+impl Weight {
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Weight::Dense(w) => w.shape(),
+            Weight::Packed(w) => w.shape(),
+            Weight::Sparse(w) => w.shape(),
+            Weight::Bitmask(w) => w.shape(),
+        }
+    }
+
+    /// Bytes that the numbers occupy in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Dense(w) => w.bytes(),
+            Weight::Packed(w) => w.bytes(),
+            Weight::Sparse(w) => w.bytes(),
+            Weight::Bitmask(w) => w.bytes(),
+        }
+    }
+
+    /// [`bytes`](Self::bytes) as bits per weight, scales and indices included; 0 for an empty matrix.
+    pub fn stored_bits(&self) -> f64 {
+        let [rows, cols] = self.shape();
+        if rows * cols == 0 { 0.0 } else { 8.0 * self.bytes() as f64 / (rows * cols) as f64 }
+    }
+
+    /// The format for people, for example `packed 4-bit g32`.
+    pub fn format_name(&self) -> String {
+        match self {
+            Weight::Dense(w) => w.format_name(),
+            Weight::Packed(w) => w.format_name(),
+            Weight::Sparse(w) => w.format_name(),
+            Weight::Bitmask(w) => w.format_name(),
+        }
+    }
+
+    /// The format for files: a word that never changes.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Weight::Dense(_) => Dense::CODE,
+            Weight::Packed(_) => Packed::CODE,
+            Weight::Sparse(_) => Sparse::CODE,
+            Weight::Bitmask(_) => Bitmask::CODE,
+        }
+    }
+
+    /// All values as a tensor `[out, in]` on `device`; f32, except that a dense weight keeps its own type.
+    pub fn to_dense(&self, device: &Device) -> Result<Tensor<2>> {
+        match self {
+            Weight::Dense(w) => Ok(w.to_dense(device)),
+            Weight::Packed(w) => Ok(w.to_dense(device)),
+            Weight::Sparse(w) => Ok(w.to_dense(device)),
+            Weight::Bitmask(w) => Ok(w.to_dense(device)),
+        }
+    }
+
+    /// `x · Wᵀ`: `[batch, tokens, in]` to `[batch, tokens, out]`, on the device and in the type of `x`.
+    pub fn forward(&self, x: Tensor<3>) -> Result<Tensor<3>> {
+        let [batch, tokens, features] = x.dims();
+        let [_, inputs] = self.shape();
+        if features != inputs {
+            return Err(FormatError::Shape {
+                what: "activations of a linear layer",
+                expected: vec![batch, tokens, inputs],
+                found: vec![batch, tokens, features],
+            });
+        }
+        match self {
+            Weight::Dense(w) => w.forward(x),
+            compressed => {
+                let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
+                Ok(times_transposed(x, dense))
+            }
+        }
+    }
+}
+
+/// `x [batch, tokens, in] · weightᵀ` for `weight [out, in]`, of equal element types.
+fn times_transposed(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    let ([batch, tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
+    // One product of `batch · tokens` rows: a batched product would meet the weight once per batch.
+    x.reshape([batch * tokens, inputs]).matmul(weight.transpose()).reshape([batch, tokens, outputs])
+}
+
+fn to_tensor(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(values, [rows, cols]), (device, DType::F32))
+}
+
+fn check_len(what: &'static str, len: usize, rows: usize, cols: usize) -> Result<()> {
+    if rows.checked_mul(cols) == Some(len) {
+        return Ok(());
+    }
+    Err(FormatError::Shape { what, expected: vec![rows, cols], found: vec![len] })
+}
+
+#[cfg(test)]
+mod tests;

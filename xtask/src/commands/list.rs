@@ -1,0 +1,52 @@
+//! `list`: every method of every crate.
+
+use anyhow::Result;
+use kindling_core::{MethodEntry, Needs};
+use serde::Serialize;
+
+use crate::cli::List;
+use crate::methods::SHELVES;
+use crate::output;
+
+/// One method, as `--json` prints it.
+#[derive(Serialize)]
+struct Row {
+    name: &'static str,
+    #[serde(rename = "crate")]
+    krate: &'static str,
+    family: &'static str,
+    paper: &'static str,
+    needs: &'static str,
+    summary: &'static str,
+}
+
+pub(crate) fn run(args: &List) -> Result<()> {
+    let rows: Vec<Row> = SHELVES
+        .iter()
+        .flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method)))
+        .collect();
+    if args.json {
+        return output::json(&rows);
+    }
+    let table = output::table(
+        ["method", "family", "needs", "what it does", "source"],
+        rows.iter().map(|row| [row.name, row.family, row.needs, row.summary, row.paper].map(Into::into)),
+    );
+    output::line(table)?;
+    output::line("\nneeds: what must be known of a layer's inputs; `nothing` works without calibration data.")
+}
+
+fn row(krate: &'static str, method: &MethodEntry) -> Row {
+    Row {
+        name: method.name,
+        krate,
+        family: method.family.name(),
+        paper: method.paper,
+        needs: match method.needs {
+            Needs::Nothing => "nothing",
+            Needs::Norms => "norms",
+            Needs::Moments => "moments",
+        },
+        summary: method.summary,
+    }
+}

@@ -1,0 +1,54 @@
+//! The driver: wires the crates of Kindling into commands. It alone prints, reads arguments and picks a device.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `cli` | what can be typed |
+//! | `commands` | one command per file |
+//! | `recipe` | reads a recipe and checks it against a model |
+//! | `methods` | every method of every crate |
+//! | `report` | report.json and the page that shows it |
+//! | `tidy`, `ci` | the rules of the workspace, and everything that must pass |
+//! | `error`, `output`, `progress`, `signal` | what the user sees, and Ctrl-C |
+
+mod cli;
+mod commands;
+mod error;
+mod methods;
+mod output;
+#[expect(dead_code, reason = "used by `compress`")]
+mod progress;
+#[expect(dead_code, reason = "used by `compress`")]
+mod recipe;
+#[expect(dead_code, reason = "most of it is used by `compress`")]
+mod report;
+#[expect(dead_code, reason = "used by `compress`")]
+mod signal;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, SHORT_HELP};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let Some(command) = cli.command else {
+        eprintln!("{SHORT_HELP}");
+        return ExitCode::from(error::MISTAKE);
+    };
+    error::guard(move || {
+        log_to_stderr();
+        if let Some(threads) = cli.threads {
+            kindling_tensor_backend::device::set_threads(threads)?;
+        }
+        commands::run(command, cli.device)
+    })
+}
+
+/// Warnings by default; `RUST_LOG=debug` shows more.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,0 +1,82 @@
+//! The command line itself.
+
+use crate::xtask;
+
+#[test]
+fn help_lists_every_command_and_succeeds() {
+    let run = xtask(&["--help"]);
+    assert_eq!((run.status, run.stderr.as_str()), (0, ""));
+    for command in [
+        "compress", "eval", "generate", "logits", "list", "inspect", "verify", "report", "random-checkpoint",
+        "doctor", "tidy", "ci",
+    ] {
+        assert!(run.stdout.contains(&format!("\n  {command} ")), "{command} is missing:\n{}", run.stdout);
+        let help = xtask(&[command, "--help"]);
+        assert_eq!(help.status, 0, "{command}");
+        assert!(help.stdout.contains(&format!("Usage: cargo xtask {command}")), "{}", help.stdout);
+    }
+}
+
+#[test]
+fn no_command_shows_the_way_in() {
+    let run = xtask(&[]);
+    assert_eq!((run.status, run.stdout.as_str()), (2, ""));
+    assert!(run.stderr.contains("cargo xtask compress --model DIR"), "{}", run.stderr);
+    assert!(run.stderr.lines().count() < 10, "{}", run.stderr);
+}
+
+#[test]
+fn misspelt_words_get_a_suggestion() {
+    for (arguments, suggestion) in [
+        (&["compres"][..], "'compress'"),
+        (&["lst"], "'list'"),
+        (&["compress", "--modle", "d"], "'--model'"),
+        (&["list", "--jsno"], "'--json'"),
+        (&["random-checkpoint", "--shape", "llama-2b", "--out", "d"], "llama-1b"),
+    ] {
+        let run = xtask(arguments);
+        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(run.stderr.contains(suggestion), "{arguments:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn values_out_of_range_are_refused() {
+    for (arguments, expected) in [
+        (&["list", "--threads", "0"][..], "expected a whole number of at least 1"),
+        (&["compress", "--max-memory", "lots"], "for example 2GiB"),
+        (&["generate", "--prompt", "a", "--top-p", "2"], "expected a number from 0 to 1"),
+        (&["generate"], "--prompt"),
+        (&["compress", "--force", "--resume"], "cannot be used with"),
+    ] {
+        let run = xtask(arguments);
+        assert_eq!((run.status, run.stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(run.stderr.contains(expected), "{arguments:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn list_prints_json_that_others_can_read() {
+    let run = xtask(&["list", "--json"]);
+    assert_eq!((run.status, run.stderr.as_str()), (0, ""));
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&run.stdout).expect("one JSON array");
+    for row in &rows {
+        for key in ["name", "crate", "family", "paper", "needs"] {
+            assert!(row[key].as_str().is_some_and(|text| !text.is_empty()), "{key} in {row}");
+        }
+    }
+    let names: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
+    for name in ["wanda", "sparsegpt", "dass", "gptq", "rtn"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+}
+
+#[test]
+fn list_prints_a_table_with_every_method() {
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&xtask(&["list", "--json"]).stdout).unwrap();
+    let table = xtask(&["list"]).stdout;
+    for row in rows {
+        let name = row["name"].as_str().unwrap();
+        assert!(table.contains(&format!("\n {name} ")), "{name}:\n{table}");
+    }
+}
