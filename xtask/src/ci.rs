@@ -163,12 +163,16 @@ mod tests {
         assert!(run_steps(&[("a", fine), ("b", skipped)], &root).is_ok());
         let error = run_steps(&[("a", fine), ("b", broken), ("c", never)], &root).unwrap_err();
         let error = format!("{error:#}");
-        assert!(error.contains("step `b` failed (1 later steps not run)") && error.contains("no-such-command"), "{error}");
+        assert!(
+            error.contains("step `b` failed (1 later steps not run)") && error.contains("no-such-command"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_missing_tool_skips_its_step() {
-        let outcome = with_tool_or(Path::new("."), "surely-not-there", false, || panic!("ran without its tool")).unwrap();
+        let outcome =
+            with_tool_or(Path::new("."), "surely-not-there", false, || panic!("ran without its tool")).unwrap();
         assert!(matches!(outcome, Outcome::Skipped(why) if why.contains("cargo-surely-not-there")));
     }
 }

@@ -23,7 +23,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "N", value_parser = at_least_one, display_order = 900)]
     pub(crate) threads: Option<usize>,
     /// Where to compute; `cargo xtask doctor` lists what is there.
-    #[arg(long, global = true, value_name = "NAME", default_value_t = DeviceName::Flex, display_order = 900)]
+    #[arg(long, global = true, value_name = "NAME", default_value_t = DeviceName::ALL[0], display_order = 900)]
     pub(crate) device: DeviceName,
     /// What to do.
     #[command(subcommand)]
@@ -74,6 +74,13 @@ pub(crate) struct Compress {
     /// Tokens in each calibration sequence.
     #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_two)]
     pub(crate) window: usize,
+    /// Text to measure perplexity on, before and after: any of the kinds that --calibration takes
+    /// (default: the calibration text itself, and the report says so).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eval: Option<PathBuf>,
+    /// How many windows of it: of 256 tokens, or of --window if that is smaller.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub(crate) eval_windows: usize,
     /// Directory to write (default: target/compressed/MODEL-RECIPE).
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -86,9 +93,12 @@ pub(crate) struct Compress {
     /// Check everything and print the plan, without computing or writing.
     #[arg(long, conflicts_with = "resume")]
     pub(crate) dry_run: bool,
-    /// Spill calibration activations to a file beyond this, for example 8GiB or 500MB.
+    /// Refuse to start if the work would need more memory than this, for example 8GiB or 500MB.
     #[arg(long, value_name = "SIZE")]
     pub(crate) max_memory: Option<Bytes>,
+    /// Start a new file before one grows beyond this.
+    #[arg(long, value_name = "SIZE", default_value = "5GB")]
+    pub(crate) max_shard_size: Bytes,
     /// Seed of every random choice.
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub(crate) seed: u64,
@@ -179,7 +189,7 @@ pub(crate) struct Logits {
     /// Directory of a checkpoint, compressed or not.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// A .safetensors file with `input_ids` [B, T].
+    /// A .safetensors file with `input_ids` [B, T] of type I64 or I32.
     #[arg(long, value_name = "FILE")]
     pub(crate) input: PathBuf,
     /// The .safetensors file to write: `logits` [B, T, V] in f32.
@@ -207,12 +217,15 @@ pub(crate) struct Inspect {
     /// Directory of a checkpoint, compressed or not.
     #[arg(value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Also count zeros and look for N:M patterns: reads every weight.
+    #[arg(long)]
+    pub(crate) sparsity: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
 
-/// Check that a compressed checkpoint is whole: every shard, every tensor, every mask.
+/// Check that a compressed checkpoint is whole: every shard, tensor and mask, and the logits it gives.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -286,7 +299,7 @@ pub(crate) enum Shape {
     /// 12 blocks of width 768.
     #[value(name = "llama-160m")]
     Llama160m,
-    /// Llama 3.2 1B: 16 blocks of width 2048.
+    /// TinyLlama 1.1B: 22 blocks of width 2048.
     #[value(name = "llama-1b")]
     Llama1b,
     /// Llama 3.1 8B: 32 blocks of width 4096.
@@ -397,7 +410,7 @@ mod tests {
     #[test]
     fn global_flags_may_follow_the_command() {
         let cli = Cli::try_parse_from(["xtask", "compress", "--threads", "2", "--device", "ndarray"]).unwrap();
-        assert_eq!((cli.threads, cli.device), (Some(2), DeviceName::NdArray));
+        assert_eq!((cli.threads, cli.device), (Some(2), DeviceName::ALL[1]));
         let Some(Command::Compress(compress)) = cli.command else { panic!("{:?}", cli.command) };
         assert_eq!((compress.seed, compress.window, compress.calibration), (42, 256, PathBuf::from("self")));
     }

@@ -14,6 +14,8 @@ use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 
 use anyhow::Error;
+use kindling_model::ModelError;
+use kindling_tensor_backend::DeviceError;
 
 /// The status after a mistake of the user.
 pub(crate) const MISTAKE: u8 = 2;
@@ -56,7 +58,8 @@ pub(crate) fn exit(error: &Error) -> ExitCode {
     }
     let line = one_line(error);
     if error.chain().any(is_cancelled) {
-        eprintln!("stopped: {line}");
+        // What was added on the way tells how to go on; the cause itself is no news to who pressed the keys.
+        eprintln!("{}", line.trim_end_matches(": cancelled").replace("cancelled", "stopped"));
         ExitCode::from(INTERRUPTED)
     } else if error.chain().any(is_users) {
         eprintln!("error: {line}");
@@ -108,7 +111,15 @@ fn is_broken_pipe(cause: &(dyn StdError + 'static)) -> bool {
 }
 
 fn is_cancelled(cause: &(dyn StdError + 'static)) -> bool {
-    matches!(cause.downcast_ref(), Some(kindling_core::Error::Cancelled))
+    matches!(core_error(cause), Some(kindling_core::Error::Cancelled))
+}
+
+/// The core's error in `cause`. The model's error wraps it transparently, so that the chain does not show it.
+fn core_error<'a>(cause: &'a (dyn StdError + 'static)) -> Option<&'a kindling_core::Error> {
+    match cause.downcast_ref() {
+        Some(ModelError::Core(error)) => Some(error),
+        _ => cause.downcast_ref(),
+    }
 }
 
 /// Whether a library's error means that the user can do something about it.
@@ -116,7 +127,7 @@ fn is_users(cause: &(dyn StdError + 'static)) -> bool {
     use io::ErrorKind as Io;
     use kindling_core::Error as Core;
 
-    if let Some(error) = cause.downcast_ref::<Core>() {
+    if let Some(error) = core_error(cause) {
         return !matches!(error, Core::Shape { .. } | Core::MissingStats { .. });
     }
     if let Some(error) = cause.downcast_ref::<io::Error>() {
@@ -133,7 +144,8 @@ fn is_users(cause: &(dyn StdError + 'static)) -> bool {
                 | Io::QuotaExceeded
         );
     }
-    cause.is::<UserError>()
+    // What else a model complains about is in files and arguments: no program can know better than those.
+    cause.is::<UserError>() || cause.is::<ModelError>() || cause.is::<DeviceError>()
 }
 
 #[cfg(test)]
@@ -160,6 +172,19 @@ mod tests {
         assert_eq!(status(io::Error::from(io::ErrorKind::NotFound).into()), code(2));
         assert_eq!(status(io::Error::from(io::ErrorKind::TimedOut).into()), code(1));
         assert_eq!(status(Error::from(kindling_core::Error::Cancelled).context("block 3")), code(130));
+        assert_eq!(status(ModelError::Input("no tokenizer.json".into()).into()), code(2));
+        assert_eq!(status(ModelError::Core(kindling_core::Error::Cancelled).into()), code(130));
+        let missing = kindling_core::Error::MissingStats { layer: "q".into(), needs: kindling_core::Needs::Norms };
+        assert_eq!(status(ModelError::Core(missing).into()), code(1));
+    }
+
+    #[test]
+    fn a_panic_ends_with_status_1() {
+        let before = panic::take_hook();
+        let end = guard(|| panic!("index out of range"));
+        panic::set_hook(before);
+        assert_eq!(format!("{end:?}"), code(1));
+        assert_eq!(format!("{:?}", guard(|| Ok(()))), code(0));
     }
 
     #[test]

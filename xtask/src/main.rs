@@ -6,24 +6,25 @@
 //! | `commands` | one command per file |
 //! | `recipe` | reads a recipe and checks it against a model |
 //! | `methods` | every method of every crate |
+//! | `tokens` | token ids from texts and files |
+//! | `memory` | the most memory that a piece of work took |
 //! | `report` | report.json and the page that shows it |
 //! | `tidy`, `ci` | the rules of the workspace, and everything that must pass |
 //! | `error`, `output`, `progress`, `signal` | what the user sees, and Ctrl-C |
 
+mod ci;
 mod cli;
 mod commands;
 mod error;
+mod memory;
 mod methods;
 mod output;
-#[expect(dead_code, reason = "used by `compress`")]
 mod progress;
-#[expect(dead_code, reason = "used by `compress`")]
 mod recipe;
-#[expect(dead_code, reason = "most of it is used by `compress`")]
 mod report;
-#[expect(dead_code, reason = "used by `compress`")]
 mod signal;
 mod tidy;
+mod tokens;
 
 use std::process::ExitCode;
 

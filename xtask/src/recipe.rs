@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use anyhow::Result;
-use kindling_core::Options;
+use anyhow::{Context, Result};
 use kindling_core::options::{Value, nearest, unknown};
+use kindling_core::{Family, Options};
+use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-pub(crate) use self::resolve::{Resolved, ResolvedStage, resolve};
+pub(crate) use self::resolve::{ResolvedStage, resolve};
 use self::targets::Pattern;
 use crate::error::user;
 
@@ -31,8 +32,6 @@ const SHARED_KEYS: [&str; 3] = ["method", "targets", "ignore"];
 pub(crate) struct Recipe {
     /// Where it came from, as messages name it.
     pub(crate) name: String,
-    /// The file as the user wrote it.
-    pub(crate) text: String,
     /// What to do, in order.
     pub(crate) stages: Vec<Stage>,
 }
@@ -79,6 +78,44 @@ impl Recipe {
         Reader { name, text }.recipe()
     }
 
+    /// Sets `key` in every stage of a method of this family that leaves it open.
+    pub(crate) fn default_option(&mut self, family: Family, key: &str, value: &Value) {
+        let known: Vec<_> = crate::methods::all().into_iter().filter(|method| method.family == family).collect();
+        for stage in &mut self.stages {
+            if known.iter().any(|method| method.name == stage.method.value) {
+                stage.options.0.entry(key.into()).or_insert_with(|| value.clone());
+            }
+        }
+    }
+
+    /// The recipe as TOML without comments, with the options that were set since it was read.
+    pub(crate) fn normalised(&self) -> Result<String> {
+        #[derive(Serialize)]
+        struct File<'a> {
+            stage: Vec<Table<'a>>,
+        }
+        #[derive(Serialize)]
+        struct Table<'a> {
+            method: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            targets: Option<Vec<&'a str>>,
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            ignore: Vec<&'a str>,
+            #[serde(flatten)]
+            options: &'a Options,
+        }
+        fn texts(patterns: &[Located<Pattern>]) -> Vec<&str> {
+            patterns.iter().map(|pattern| pattern.value.text()).collect()
+        }
+        let stage = self.stages.iter().map(|stage| Table {
+            method: &stage.method.value,
+            targets: stage.targets.as_ref().map(|targets| texts(&targets.value)),
+            ignore: texts(&stage.ignore),
+            options: &stage.options,
+        });
+        toml::to_string(&File { stage: stage.collect() }).context("the recipe cannot be written as TOML")
+    }
+
     /// A mistake in this line.
     fn mistake(&self, line: usize, message: impl std::fmt::Display) -> anyhow::Error {
         user(format!("{}:{line}: {message}", self.name))
@@ -113,11 +150,12 @@ impl Reader<'_> {
         }
         if stages.is_empty() {
             return Err(user(format!(
-                "{}: no `[[stage]]`, so nothing to do: add one, for example `[[stage]]` and below it `method = \"rtn\"`",
+                "{}: no `[[stage]]`, so nothing to do: add one, for example `[[stage]]` and below it \
+                 `method = \"rtn\"`",
                 self.name
             )));
         }
-        Ok(Recipe { name: self.name.into(), text: self.text.into(), stages })
+        Ok(Recipe { name: self.name.into(), stages })
     }
 
     fn stage(&self, value: &Spanned<DeValue<'_>>) -> Result<Stage> {
@@ -141,11 +179,11 @@ impl Reader<'_> {
         let method = method.ok_or_else(|| {
             let keys: Vec<&str> = options.keys().map(String::as_str).collect();
             match nearest("method", &keys) {
-                Some(typo) => user(format!(
-                    "{}:{}: unknown key `{typo}`, did you mean `method`?",
-                    self.name, lines[typo]
-                )),
-                None => self.mistake(value.span(), "the stage names no method: add `method = \"…\"`, see `cargo xtask list`"),
+                Some(typo) => {
+                    user(format!("{}:{}: unknown key `{typo}`, did you mean `method`?", self.name, lines[typo]))
+                }
+                None => self
+                    .mistake(value.span(), "the stage names no method: add `method = \"…\"`, see `cargo xtask list`"),
             }
         })?;
         Ok(Stage { method, targets, ignore, options: Options(options), lines })
@@ -153,7 +191,9 @@ impl Reader<'_> {
 
     fn patterns(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Result<Vec<Located<Pattern>>> {
         let DeValue::Array(entries) = value.get_ref() else {
-            return Err(self.mistake(value.span(), format!("`{key}` must be a list, for example `{key} = [\"mlp.*\"]`")));
+            return Err(
+                self.mistake(value.span(), format!("`{key}` must be a list, for example `{key} = [\"mlp.*\"]`"))
+            );
         };
         let read = |entry: &Spanned<DeValue<'_>>| {
             let pattern = self.text_of(key, entry)?.parse().map_err(|reason| self.mistake(entry.span(), reason))?;
@@ -191,7 +231,10 @@ impl Reader<'_> {
                 Value::List(values.iter().map(|value| self.option(key, value)).collect::<Result<_>>()?)
             }
             DeValue::Table(table) => Value::Table(
-                table.iter().map(|(k, v)| Ok((k.get_ref().to_string(), self.option(key, v)?))).collect::<Result<_>>()?,
+                table
+                    .iter()
+                    .map(|(k, v)| Ok((k.get_ref().to_string(), self.option(key, v)?)))
+                    .collect::<Result<_>>()?,
             ),
             DeValue::Datetime(_) => return Err(refuse("no method takes a date")),
         })
@@ -225,12 +268,39 @@ mod tests {
         assert_eq!(stage.options, Options::from_iter(expected));
         assert_eq!(stage.lines["damping"], 5);
         let targets = &stage.targets.as_ref().unwrap().value;
-        assert_eq!(targets.iter().map(|t| (t.line, t.value.text())).collect::<Vec<_>>(), [
-            (8, "mlp.*"),
-            (9, "re:self_attn")
-        ]);
+        assert_eq!(
+            targets.iter().map(|t| (t.line, t.value.text())).collect::<Vec<_>>(),
+            [(8, "mlp.*"), (9, "re:self_attn")]
+        );
         assert_eq!(stage.ignore.len(), 1);
-        assert_eq!(recipe.text, text);
+    }
+
+    #[test]
+    fn the_normalised_text_means_the_same() {
+        let text = "[[stage]]\nmethod = \"sparsegpt\" # first\npattern = \"2:4\"\ntargets = [\"mlp.*\"]\n\n\
+                    [[stage]]\nmethod = \"gptq\"\nbits = 3\nignore = [\"lm_head\"]\n";
+        let mut recipe = Recipe::parse("r.toml", text).unwrap();
+        recipe.default_option(Family::Quantise, "scale_type", &Value::Text("f16".into()));
+        recipe.default_option(Family::Quantise, "bits", &Value::Int(8));
+        let text = recipe.normalised().unwrap();
+        insta::assert_snapshot!(text, @r#"
+        [[stage]]
+        method = "sparsegpt"
+        targets = ["mlp.*"]
+        pattern = "2:4"
+
+        [[stage]]
+        method = "gptq"
+        ignore = ["lm_head"]
+        bits = 3
+        scale_type = "f16"
+        "#);
+        let again = Recipe::parse("again.toml", &text).unwrap();
+        assert_eq!(again.stages.len(), 2);
+        for (a, b) in again.stages.iter().zip(&recipe.stages) {
+            assert_eq!(a.options, b.options);
+        }
+        assert_eq!(again.normalised().unwrap(), text);
     }
 
     #[test]
@@ -264,10 +334,7 @@ mod tests {
             refused("[[stage]]\nbits = 4\nmetod = \"rtn\""),
             "r.toml:3: unknown key `metod`, did you mean `method`?"
         );
-        assert_eq!(
-            refused("[[stage]]\nmethod = 4"),
-            "r.toml:2: `method`: expected a text in quotes, found integer"
-        );
+        assert_eq!(refused("[[stage]]\nmethod = 4"), "r.toml:2: `method`: expected a text in quotes, found integer");
         assert_eq!(
             refused("[[stage]]\nmethod = \"rtn\"\ntargets = \"mlp.*\""),
             "r.toml:3: `targets` must be a list, for example `targets = [\"mlp.*\"]`"

@@ -1,5 +1,6 @@
 //! Ctrl-C: the first one asks the run to stop, the second ends it.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -7,13 +8,15 @@ use anyhow::{Context, Result};
 
 use crate::error::INTERRUPTED;
 
-/// A flag that the first Ctrl-C sets; `hint` tells the user how to go on later. The second Ctrl-C leaves
-/// at once with status 130. Call it once in a process.
-pub(crate) fn cancel_flag(hint: &'static str) -> Result<Arc<AtomicBool>> {
+/// A flag that the first Ctrl-C sets. The second Ctrl-C leaves at once with status 130. Call it once in a process.
+pub(crate) fn cancel_flag() -> Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let shared = Arc::clone(&flag);
     ctrlc::set_handler(move || match interrupt(&shared) {
-        Reaction::Ask => eprintln!("\nstopping: the unfinished block is abandoned; {hint} (Ctrl-C again: leave at once)"),
+        Reaction::Ask if std::io::stderr().is_terminal() => {
+            eprintln!("\nstopping … (Ctrl-C again: leave at once)");
+        }
+        Reaction::Ask => {}
         Reaction::Leave => std::process::exit(INTERRUPTED.into()),
     })
     .context("cannot listen for Ctrl-C")?;

@@ -105,13 +105,17 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };
-        write("crates/prune/Cargo.toml", "[package]\nname = \"kindling-prune\"\n[dependencies]\nkindling-quant = \"1\"\n");
+        write(
+            "crates/prune/Cargo.toml",
+            "[package]\nname = \"kindling-prune\"\n[dependencies]\nkindling-quant = \"1\"\n",
+        );
         write("crates/prune/src/lib.rs", "//! Docs.\nfn f() { println!(); }\n");
         write("crates/prune/target/lib.rs", "not looked at");
         write("README.md", "# Title\n\n<!-- methods:begin -->\nold\n<!-- methods:end -->\n\nMore.\n");
 
         let found: Vec<String> = check(dir.path(), &[]).unwrap().iter().map(ToString::to_string).collect();
-        let begins = ["README.md:3: ", "crates/prune/Cargo.toml: ", "crates/prune/Cargo.toml: ", "crates/prune/src/lib.rs:2: "];
+        let begins =
+            ["README.md:3: ", "crates/prune/Cargo.toml: ", "crates/prune/Cargo.toml: ", "crates/prune/src/lib.rs:2: "];
         assert_eq!(found.len(), begins.len(), "{found:?}");
         assert!(found.iter().zip(begins).all(|(line, begin)| line.starts_with(begin)), "{found:?}");
 

@@ -2,7 +2,8 @@
 //!
 //! A template comes from `chat_template.jinja` or from `tokenizer_config.json`. It is rendered with `trim_blocks`,
 //! `lstrip_blocks`, loop controls, Python's methods of strings and dictionaries, `raise_exception`, `strftime_now` and
-//! `json.dumps` as `tojson`. `{% generation %}` marks are accepted and give their content.
+//! `json.dumps` as `tojson`. `{% generation %}` marks are accepted and give their content. One difference is known: a
+//! float joined to a text by `~` has no exponent here (`1e20` has one in Python); printed alone it is the same.
 //!
 //! ```
 //! use kindling_model::chat::{ChatTemplate, RenderOptions, message};
@@ -106,8 +107,7 @@ impl ChatTemplate {
     /// [`ChatError::File`] if a file is unusable, [`ChatError::Syntax`] if a template is.
     pub fn open(dir: impl AsRef<Path>) -> Result<Option<Self>> {
         let dir = dir.as_ref();
-        let mut template =
-            Self { environment: environment(), special: SpecialTokens::read(dir)?, tool_use: false };
+        let mut template = Self { environment: environment(), special: SpecialTokens::read(dir)?, tool_use: false };
         let (path, sources) = sources(dir)?;
         for (name, source) in &sources {
             template.add(name, source, &path.display().to_string())?;
@@ -143,9 +143,9 @@ impl ChatTemplate {
         ];
         // An absent special token is undefined and prints nothing; absent tools are defined as none.
         context.extend(special.iter().filter_map(|(name, token)| token.map(|token| (*name, token.into()))));
-        context.push(("messages", minijinja::Value::from_serialize(messages)));
-        context.push(("tools", minijinja::Value::from_serialize(&options.tools)));
-        context.push(("documents", minijinja::Value::from_serialize(&options.documents)));
+        context.push(("messages", minijinja::Value::from(minijinja::value::Serde(messages))));
+        context.push(("tools", minijinja::Value::from(minijinja::value::Serde(&options.tools))));
+        context.push(("documents", minijinja::Value::from(minijinja::value::Serde(&options.documents))));
         context.push(("add_generation_prompt", options.add_generation_prompt.into()));
         let now = options.now;
         let strftime_now = move |format: &str| {
@@ -155,16 +155,19 @@ impl ChatTemplate {
             })
         };
         context.push(("strftime_now", minijinja::Value::from_function(strftime_now)));
-        let extra = options.extra.iter().map(|(name, value)| (name.as_str(), minijinja::Value::from_serialize(value)));
+        let extra = options
+            .extra
+            .iter()
+            .map(|(name, value)| (name.as_str(), minijinja::Value::from(minijinja::value::Serde(value))));
         context.extend(extra);
-        context.into_iter().collect()
+        minijinja::Value::from_pairs(context)
     }
 
     fn add(&mut self, name: &str, source: &str, origin: &str) -> Result<()> {
         self.tool_use |= name == TOOL_USE;
-        self.environment.add_template_owned(name.to_owned(), without_generation_marks(source)).map_err(|error| {
-            ChatError::Syntax { origin: origin.to_owned(), reason: error.to_string() }
-        })
+        self.environment
+            .add_template_owned(name.to_owned(), without_generation_marks(source))
+            .map_err(|error| ChatError::Syntax { origin: origin.to_owned(), reason: error.to_string() })
     }
 }
 

@@ -46,6 +46,9 @@ pub enum ModelError {
     /// A weight format failed.
     #[error(transparent)]
     Format(#[from] kindling_tensor_backend::formats::FormatError),
+    /// An interrupted run cannot be continued.
+    #[error(transparent)]
+    State(#[from] crate::compress::StateError),
     /// An input cannot be used.
     #[error("{0}")]
     Input(String),

@@ -84,7 +84,7 @@ pub(crate) fn kl_sum(reference: Tensor<3>, other: Tensor<3>) -> Result<f64> {
 }
 
 fn sum_f64(values: Tensor<3>) -> Result<f64> {
-    let values = values.into_data().to_vec::<f32>();
+    let values = values.into_data().try_to_vec::<f32>();
     let values = values.map_err(|error| ModelError::Input(format!("scores could not be read back: {error:?}")))?;
     Ok(values.into_iter().map(f64::from).sum())
 }

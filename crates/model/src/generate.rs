@@ -211,7 +211,7 @@ pub fn generate(
 /// Logits of the last position of every row, row after row.
 fn step(model: &Decoder, ids: &[Vec<u32>], padding: &[usize], kv: &mut dyn KvStore) -> Result<Vec<f32>> {
     let logits = model.forward(ids, padding, kv, Wanted::LastLogits)?;
-    logits.into_data().to_vec::<f32>().map_err(|error| ModelError::Input(format!("logits: {error:?}")))
+    logits.into_data().try_to_vec::<f32>().map_err(|error| ModelError::Input(format!("logits: {error:?}")))
 }
 
 #[cfg(test)]

@@ -119,13 +119,12 @@ impl Dass {
         // Gate and up in one matrix are two: their neurons do not compete with each other.
         let half = LayerShape { rows: norms.len(), ..shape.clone() };
         let size = half.rows * half.cols;
+        let earlier = host::kept(layer)?;
         let mut keep = Vec::with_capacity(weight.len());
-        for (part, scores) in producer_scores(weight, shape.cols, norms, self.alpha).chunks(size.max(1)).enumerate() {
-            let earlier = layer.mask.as_ref().map(|mask| {
-                let flags = mask.as_slice().get(part * size..(part + 1) * size).unwrap_or_default();
-                Mask::new(half.rows, half.cols, flags.to_vec())
-            });
-            let mask = self.producer.select(&half, scores.to_vec(), earlier.transpose()?.as_ref())?;
+        let scores = producer_scores(weight, shape.cols, norms, self.alpha);
+        for (scores, earlier) in scores.chunks(size.max(1)).zip(earlier.chunks(size.max(1))) {
+            let earlier = Mask::new(half.rows, half.cols, earlier.to_vec())?;
+            let mask = self.producer.select(&half, scores.to_vec(), Some(&earlier))?;
             keep.extend_from_slice(mask.as_slice());
         }
         Mask::new(shape.rows, shape.cols, keep)
@@ -185,8 +184,8 @@ impl BlockMethod for Dass {
 
 #[cfg(test)]
 mod tests {
-    use kindling_core::options::Value;
     use kindling_core::Stats;
+    use kindling_core::options::Value;
 
     use super::*;
     use crate::testing::{Random, build, close, dense, digits, layer, product, shape, stats, text};
@@ -295,7 +294,9 @@ mod tests {
             })
         };
         let (first, second) = (stats(&hidden(&GATE, &UP), 4), stats(&[3., 0., 1., 0.1], 4));
-        let Method::Block(dass) = build("dass", &[("pattern", text(PATTERN))]).unwrap() else { panic!("a block method") };
+        let Method::Block(dass) = build("dass", &[("pattern", text(PATTERN))]).unwrap() else {
+            panic!("a block method")
+        };
         let layers = of(0, mlp()).chain(of(1, mlp())).collect();
         let block = Block { layers, stats: vec![("0.Down.in", &first), ("1.Down.in", &second)] };
         let found: Vec<String> = dass.compress(&block, &Cx::new(0)).unwrap().iter().map(digits).collect();
@@ -306,7 +307,9 @@ mod tests {
 
     #[test]
     fn wrong_targets_say_what_to_write() {
-        let Method::Block(dass) = build("dass", &[("pattern", text(PATTERN))]).unwrap() else { panic!("a block method") };
+        let Method::Block(dass) = build("dass", &[("pattern", text(PATTERN))]).unwrap() else {
+            panic!("a block method")
+        };
         let message = |shapes: &[LayerShape]| dass.check(shapes).unwrap_err().to_string();
         assert!(message(&[shape(Role::Query, 4, 4)]).contains("layer `Query`: dass prunes the weights of MLPs only"));
         assert!(message(&[shape(Role::Gate, 4, 4)]).contains("down projection of the same MLP"));

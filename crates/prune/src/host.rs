@@ -18,6 +18,20 @@ pub(crate) fn values(layer: &Layer, what: &str, tensor: &Tensor<2>) -> Result<Ve
     data.convert::<f32>().try_into_vec().map_err(|error| numerics(format!("reading the {what}: {error}")))
 }
 
+/// The row-major flags of the weights that earlier stages kept.
+pub(crate) fn kept(layer: &Layer) -> Result<Vec<bool>> {
+    let shape = [layer.shape.rows, layer.shape.cols];
+    match &layer.mask {
+        None => Ok(vec![true; shape[0] * shape[1]]),
+        Some(mask) if mask.shape() == shape => Ok(mask.as_slice().to_vec()),
+        Some(mask) => Err(Error::Shape {
+            what: format!("earlier mask of layer `{}`", layer.shape.name),
+            expected: shape.to_vec(),
+            found: mask.shape().to_vec(),
+        }),
+    }
+}
+
 /// A `[rows, cols]` tensor from row-major values.
 pub(crate) fn tensor(values: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
     Tensor::from_data(TensorData::new(values, shape), device)

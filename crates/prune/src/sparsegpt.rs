@@ -103,6 +103,9 @@ const SLAB: usize = 64;
 ///
 /// `factor` is `U` `[cols, cols]` with `H⁻¹ = Uᵀ U`. Weights whose flag in `keep` is already false are
 /// removed too; the flags of those removed here are cleared. `Removal::Fraction(0.0)` applies a given mask.
+///
+/// # Panics
+/// If `keep` or `factor` is too short, or the M of a pattern does not divide both `cols` and `block_size`.
 pub fn sweep(
     weight: &mut [f32],
     keep: &mut [bool],
@@ -288,10 +291,7 @@ impl LayerMethod for SparseGpt {
             return Ok(host::pruned(layer, weight, mask, vec![host::UNSEEN.into()]));
         }
         let mut notes = Vec::new();
-        let mut keep = match &layer.mask {
-            Some(mask) => mask.and(&Mask::new(shape.rows, shape.cols, vec![true; weight.len()])?)?.as_slice().to_vec(),
-            None => vec![true; weight.len()],
-        };
+        let mut keep = host::kept(layer)?;
         let dead: Vec<usize> = (0..shape.cols).filter(|&j| stats.gram[j * shape.cols + j] == 0.0).collect();
         if !dead.is_empty() {
             notes.push(format!("{} of {} inputs are always zero: their weights are removed", dead.len(), shape.cols));

@@ -42,12 +42,7 @@ pub(crate) fn build(name: &str, options: &[(&str, Value)]) -> std::result::Resul
 }
 
 /// Runs a method on one layer; a block method sees a block of this layer and `stats` at its site.
-pub(crate) fn try_prune(
-    name: &str,
-    options: &[(&str, Value)],
-    layer: &Layer,
-    stats: &Stats,
-) -> Result<Compressed> {
+pub(crate) fn try_prune(name: &str, options: &[(&str, Value)], layer: &Layer, stats: &Stats) -> Result<Compressed> {
     match build(name, options).unwrap() {
         Method::Layer(method) => method.compress(layer, stats, &Cx::new(0)),
         Method::Block(method) => {

@@ -66,7 +66,9 @@ impl Shared {
             (Some(Sharing::Tensor), _) => Granularity::Tensor,
             (Some(Sharing::Channel), _) | (None, ..=0) => Granularity::Channel,
             (Some(Sharing::Group), ..=0) => {
-                return refuse(format!("`granularity` is `group` but `group_size` is {group_size}; give a positive size"));
+                return refuse(format!(
+                    "`granularity` is `group` but `group_size` is {group_size}; give a positive size"
+                ));
             }
             (Some(Sharing::Group) | None, size) => Granularity::Group(size as usize),
         };

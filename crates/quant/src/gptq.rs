@@ -13,8 +13,8 @@ use std::ops::Range;
 
 use kindling_core::options::OptionsError;
 use kindling_core::{
-    Compressed, CompressedWeight, Cx, Error, Family, Granularity, Layer, LayerMethod, LayerShape, Method,
-    MethodEntry, Needs, Quantized, Result, Stats,
+    Compressed, CompressedWeight, Cx, Error, Family, Granularity, Layer, LayerMethod, LayerShape, Method, MethodEntry,
+    Needs, Quantized, Result, Stats,
 };
 use kindling_tensor_backend::linalg::{LinalgError, View, ViewMut, inverse_cholesky_upper, sub_matmul_f32};
 use rayon::prelude::*;
@@ -113,8 +113,7 @@ impl Gptq {
         tracing::debug!(layer, loss = sweep.loss, "gptq");
         let index = plan.group_index(self.target.granularity);
         let shape = [matrix.rows, cols];
-        let quantized =
-            self.target.spec.assemble(shape, self.target.granularity, sweep.codes, &sweep.grids, index);
+        let quantized = self.target.spec.assemble(shape, self.target.granularity, sweep.codes, &sweep.grids, index);
         Ok(Solution { quantized, loss: sweep.loss, notes })
     }
 }
@@ -161,7 +160,10 @@ fn silence(matrix: &mut Matrix, diagonal: &mut [f64], dead: &[bool], notes: &mut
     if count == 0 {
         return;
     }
-    notes.push(format!("{count} inputs were 0 on every calibration token: their weights are set to 0"));
+    notes.push(format!(
+        "{count} of {} inputs were 0 on every calibration token: their weights are set to 0",
+        matrix.cols
+    ));
     diagonal.iter_mut().zip(dead).filter(|(_, dead)| **dead).for_each(|(h, _)| *h = 1.0);
     for row in matrix.values.chunks_exact_mut(matrix.cols) {
         row.iter_mut().zip(dead).filter(|(_, dead)| **dead).for_each(|(w, _)| *w = 0.0);
@@ -261,10 +263,10 @@ fn factor(
 ) -> Result<Vec<f32>> {
     let cols = order.len();
     let diagonal: Vec<f64> = order.iter().map(|&column| hessian(column, column)).collect();
-    let mean = diagonal.iter().sum::<f64>() / cols.max(1) as f64;
+    let mean = diagonal.iter().map(|h| h.max(0.0)).sum::<f64>() / cols.max(1) as f64;
     let largest = diagonal.iter().fold(0.0, |a: f64, &b| a.max(b));
     let raised = |times: i32| if damping == 0.0 && times > 0 { 0.001 } else { damping } * 10f64.powi(times);
-    let attempts = (0..4).map(|times| (raised(times), 0.0)).chain((0..6).map(|k| (raised(3), 1e-6 * 10f64.powi(k))));
+    let attempts = (0..4).map(|times| (raised(times), 0.0)).chain((0..6).map(|k| (raised(3), 10f64.powi(k - 6))));
     for (damping_now, floor) in attempts {
         let mut h = vec![0.0; cols * cols];
         h.par_chunks_mut(cols.max(1)).enumerate().for_each(|(i, row)| {
@@ -358,27 +360,23 @@ impl<'a> Slab<'a> {
     ) -> Self {
         let cols = plan.order.len();
         let weights = values.chunks_exact(cols).flat_map(|row| plan.order.iter().map(|&column| row[column]));
-        let keep = keep.map(|keep| {
-            keep.chunks_exact(cols).flat_map(|row| plan.order.iter().map(|&column| row[column])).collect()
-        });
+        let keep = keep
+            .map(|keep| keep.chunks_exact(cols).flat_map(|row| plan.order.iter().map(|&column| row[column])).collect());
         Self { cols, groups, weights: weights.collect(), keep, codes, grids }
     }
 
     /// Rounds all blocks and gives the loss.
-    fn run(
-        mut self,
-        target: &Target,
-        plan: &Plan,
-        blocks: &[Range<usize>],
-        u: &[f32],
-    ) -> Result<f64, LinalgError> {
+    fn run(mut self, target: &Target, plan: &Plan, blocks: &[Range<usize>], u: &[f32]) -> Result<f64, LinalgError> {
         let rows = self.weights.len() / self.cols;
         let widest = blocks.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         let (mut panel, mut errors) = (vec![0.0; TILE * widest], vec![0.0; rows * widest]);
-        let mut group = Vec::new();
+        let (mut corner, mut group) = (Vec::new(), Vec::new());
         let mut loss = 0.0;
         for block in blocks {
             let width = block.len();
+            // The rows of U are a power of two apart as often as not, and would evict one another from the cache.
+            corner.clear();
+            block.clone().for_each(|row| corner.extend_from_slice(&u[row * self.cols..][block.clone()]));
             let errors = &mut errors[..rows * width];
             for (tile, errors) in errors.chunks_mut(TILE * width).enumerate() {
                 let first = tile * TILE;
@@ -393,8 +391,8 @@ impl<'a> Slab<'a> {
                             self.grids[at] = target.spec.fit(&group);
                         }
                     }
-                    let u = &u[position * self.cols..][block.clone()];
-                    self.round_column(plan, position, first, u, position - block.start, panel, errors);
+                    let at = position - block.start;
+                    self.round_column(plan, position, first, &corner[at * width..][..width], at, panel, errors);
                 }
             }
             // Each error is (w − ŵ)/U_jj, and its share of the loss is half its square.
@@ -439,16 +437,19 @@ impl<'a> Slab<'a> {
     ) {
         let (group, column) = (plan.group[position], plan.order[position]);
         let width = u.len();
-        let panels = panel.chunks_exact_mut(width).zip(errors.chunks_exact_mut(width));
-        for (row, (panel, errors)) in panels.enumerate().map(|(row, slices)| (first + row, slices)) {
+        // Two loops: in the first the rows' chains of divisions overlap, in the second there is no chain.
+        for (row, (panel, errors)) in panel.chunks_exact(width).zip(errors.chunks_exact_mut(width)).enumerate() {
+            let row = first + row;
             let grid = self.grids[row * self.groups + group];
             let kept = self.keep.as_ref().is_none_or(|keep| keep[row * self.cols + position]);
             let code = grid.code(if kept { panel[at] } else { 0.0 });
-            let error = (panel[at] - grid.value(code)) / u[at];
             self.codes[row * self.cols + column] = code;
-            errors[at] = error;
-            // From a multiple of 8 on: U is 0 left of its diagonal, and whole vectors are faster.
-            let from = at & !7;
+            errors[at] = (panel[at] - grid.value(code)) / u[at];
+        }
+        // From a multiple of 8 on: U is 0 left of its diagonal, and whole vectors are faster.
+        let from = at & !7;
+        for (panel, errors) in panel.chunks_exact_mut(width).zip(errors.chunks_exact(width)) {
+            let error = errors[at];
             panel[from..].iter_mut().zip(&u[from..]).for_each(|(w, &u)| *w -= error * u);
         }
     }
@@ -472,3 +473,39 @@ impl<'a> Slab<'a> {
         )
     }
 }
+
+/// The plain twin of the sweep: one column at a time over the whole matrix, in f64 but for the grids.
+///
+/// `u` is the factor in the order of the plan. Also gives the value that each weight had when it was rounded,
+/// by column: where it lies on a tie between two codes, the twins may differ from there on.
+pub fn reference(matrix: &Matrix, target: &Target, plan: &Plan, u: &[f64]) -> (Quantized, Vec<f64>) {
+    let (cols, groups) = (matrix.cols, target.granularity.groups(matrix.cols));
+    let kept = |row: usize, column: usize| matrix.mask.as_ref().is_none_or(|mask| mask.row(row)[column]);
+    let mut weights: Vec<f64> = matrix.values.iter().map(|&w| f64::from(w)).collect();
+    let mut codes = vec![0; weights.len()];
+    let mut grids = target.spec.fit_matrix(&matrix.values, cols, target.granularity);
+    for row in 0..matrix.rows {
+        for (position, (&column, &group)) in plan.order.iter().zip(&plan.group).enumerate() {
+            let at = if target.granularity == Granularity::Tensor { 0 } else { row * groups + group };
+            if plan.group_end.is_some() && (position == 0 || plan.group[position - 1] != group) {
+                let members = plan.order.iter().zip(&plan.group).filter(|(_, g)| **g == group);
+                let current =
+                    |(&c, _): (&usize, &usize)| if kept(row, c) { weights[row * cols + c] as f32 } else { 0.0 };
+                grids[at] = target.spec.fit(&members.map(current).collect::<Vec<_>>());
+            }
+            let w = weights[row * cols + column];
+            let code = grids[at].code(if kept(row, column) { w as f32 } else { 0.0 });
+            codes[row * cols + column] = code;
+            let error = (w - f64::from(grids[at].value(code))) / u[position * cols + position];
+            for (later, &column) in plan.order.iter().enumerate().skip(position + 1) {
+                weights[row * cols + column] -= error * u[position * cols + later];
+            }
+        }
+    }
+    let index = plan.group_index(target.granularity);
+    let shape = [matrix.rows, cols];
+    (target.spec.assemble(shape, target.granularity, codes, &grids, index), weights)
+}
+
+#[cfg(test)]
+mod tests;

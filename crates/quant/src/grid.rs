@@ -113,10 +113,7 @@ impl GridSpec {
             return vec![self.fit_tensor(weights)];
         }
         let len = granularity.group_len(cols).max(1);
-        weights
-            .par_chunks(cols.max(1))
-            .flat_map_iter(|row| row.chunks(len).map(|group| self.fit(group)))
-            .collect()
+        weights.par_chunks(cols.max(1)).flat_map_iter(|row| row.chunks(len).map(|group| self.fit(group))).collect()
     }
 
     /// Puts codes and grids together.
@@ -190,12 +187,9 @@ pub fn stored(scale: f32, scale_type: ScaleType) -> f32 {
         ScaleType::F16 => {
             (f16::from_f32(scale).to_f32(), f16::MIN_POSITIVE.to_f32(), 2f32.powi(-24), f16::MAX.to_f32())
         }
-        ScaleType::BF16 => (
-            bf16::from_f32(scale).to_f32(),
-            bf16::MIN_POSITIVE.to_f32(),
-            f32::from_bits(1 << 16),
-            bf16::MAX.to_f32(),
-        ),
+        ScaleType::BF16 => {
+            (bf16::from_f32(scale).to_f32(), bf16::MIN_POSITIVE.to_f32(), f32::from_bits(1 << 16), bf16::MAX.to_f32())
+        }
     };
     let rounded = if scale < normal { (scale / step).ceil() * step } else { nearest };
     rounded.clamp(step, largest)
@@ -255,3 +249,6 @@ fn power_2_4(x: f32) -> f32 {
     let r2 = r * r;
     a * a * (r2 * r2)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

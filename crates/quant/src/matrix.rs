@@ -36,12 +36,8 @@ impl Matrix {
             .map_err(|error| Error::layer(name, format!("its weight cannot be read as f32: {error:?}")))?;
         let [rows, cols] = expected;
         if let Some(at) = values.iter().position(|w| !w.is_finite()) {
-            let reason = format!(
-                "weight [{}, {}] is {}; a grid needs finite weights",
-                at / cols,
-                at % cols,
-                values[at]
-            );
+            let reason =
+                format!("weight [{}, {}] is {}; a grid needs finite weights", at / cols, at % cols, values[at]);
             return Err(Error::Numerics { layer: name.clone(), reason });
         }
         if let Some(mask) = &layer.mask {

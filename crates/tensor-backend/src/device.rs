@@ -115,8 +115,19 @@ pub fn cpu_features() -> Vec<&'static str> {
             ($($name:tt),*) => { [$(($name, std::arch::is_x86_feature_detected!($name))),*] };
         }
         let known = found!(
-            "sse4.2", "avx", "avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512vnni",
-            "avx512bf16", "avx512vbmi", "avx512vpopcntdq"
+            "sse4.2",
+            "avx",
+            "avx2",
+            "fma",
+            "f16c",
+            "avxvnni",
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512vnni",
+            "avx512bf16",
+            "avx512vbmi",
+            "avx512vpopcntdq"
         );
         known.into_iter().filter_map(|(name, has)| has.then_some(name)).collect()
     }

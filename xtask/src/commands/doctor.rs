@@ -37,19 +37,25 @@ pub(crate) fn run(args: &Doctor) -> Result<()> {
         return output::json(&found);
     }
     let rate = |value: f64, unit: &str| format!("{value:.1} {unit}");
-    output::line(output::table(["", ""], [
-        ["processor".to_string(), found.cpu],
-        ["vector instructions".into(), found.features.join(" ")],
-        ["threads".into(), found.threads.to_string()],
-        ["reads from memory".into(), rate(found.read_gb_s, "GB/s")],
-        ["f32 matrix product".into(), rate(found.f32_gflop_s, "GFLOP/s")],
-        ["int8 matrix product".into(), found.int8_gop_s.map_or("no kernel yet".into(), |value| rate(value, "GOP/s"))],
-        ["devices (--device)".into(), found.devices.join(" ")],
-    ]))
+    output::line(output::table(
+        ["", ""],
+        [
+            ["processor".to_string(), found.cpu],
+            ["vector instructions".into(), found.features.join(" ")],
+            ["threads".into(), found.threads.to_string()],
+            ["reads from memory".into(), rate(found.read_gb_s, "GB/s")],
+            ["f32 matrix product".into(), rate(found.f32_gflop_s, "GFLOP/s")],
+            [
+                "int8 matrix product".into(),
+                found.int8_gop_s.map_or("no kernel yet".into(), |value| rate(value, "GOP/s")),
+            ],
+            ["devices (--device)".into(), found.devices.join(" ")],
+        ],
+    ))
 }
 
 /// The processor's name where the system tells it, else its architecture.
-fn cpu() -> String {
+pub(super) fn cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let named = info.lines().filter(|line| line.starts_with("model name")).find_map(|line| line.split_once(':'));
     named.map_or_else(|| std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())

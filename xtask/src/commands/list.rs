@@ -21,10 +21,8 @@ struct Row {
 }
 
 pub(crate) fn run(args: &List) -> Result<()> {
-    let rows: Vec<Row> = SHELVES
-        .iter()
-        .flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method)))
-        .collect();
+    let rows: Vec<Row> =
+        SHELVES.iter().flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method))).collect();
     if args.json {
         return output::json(&rows);
     }

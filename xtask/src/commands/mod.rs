@@ -1,29 +1,83 @@
 //! One command per file.
 
+mod compress;
 mod doctor;
+mod eval;
+mod generate;
+mod inspect;
 mod list;
+mod logits;
+mod random_checkpoint;
 mod report;
 mod tidy;
+mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use kindling_core::LayerShape;
+use kindling_model::ModelFiles;
+use kindling_model::checkpoint::Checkpoint;
+use kindling_model::layers::projections_of_block;
 use kindling_tensor_backend::device::DeviceName;
 
 use crate::cli::Command;
+use crate::error::{OrUser, user};
 
 /// Runs a command on this device.
 pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
     match command {
+        Command::Compress(args) => compress::run(&args, device),
+        Command::Eval(args) => eval::run(&args, device),
+        Command::Generate(args) => generate::run(&args, device),
+        Command::Logits(args) => logits::run(&args, device),
         Command::List(args) => list::run(&args),
+        Command::Inspect(args) => inspect::run(&args, device),
+        Command::Verify(args) => verify::run(&args, device),
         Command::Report(args) => report::run(&args),
+        Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tidy(args) => tidy::run(&args),
-        other => bail!("not wired yet: {other:?} on {device}"),
+        Command::Ci => crate::ci::run().or_user(),
     }
 }
 
 /// The root of the workspace that this program was built from.
 fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the driver is a folder of the workspace")
+}
+
+/// The model that the user names.
+fn named_model(model: &Option<PathBuf>) -> Result<&Path> {
+    model.as_deref().ok_or_else(|| {
+        user("there is no built-in model yet: name a checkpoint with --model, a folder or the id of a cached model")
+    })
+}
+
+/// The projections of every block, as recipes see them.
+fn blocks_of(files: &ModelFiles) -> Vec<Vec<LayerShape>> {
+    let blocks = 0..files.spec().blocks.len();
+    blocks.map(|i| projections_of_block(files.spec(), i).into_iter().map(|p| p.shape).collect()).collect()
+}
+
+/// Bytes of the weight files.
+fn bytes_on_disk(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.files().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len()).sum()
+}
+
+/// A module's name with its numbers replaced by `*`, so that one name stands for all blocks or experts.
+fn kind_of(name: &str) -> String {
+    let parts = name.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_forget_numbers_only() {
+        assert_eq!(kind_of("model.layers.12.mlp.experts.3.w1.weight"), "model.layers.*.mlp.experts.*.w1.weight");
+        assert_eq!(kind_of("lm_head.weight"), "lm_head.weight");
+    }
 }

@@ -15,6 +15,7 @@ pub(crate) fn run(args: &Report) -> Result<()> {
     {
         report::write(&run.report, dir)?;
         output::line(table::summary(&run.report, output::width()))?;
+        output::line(format_args!("\n{}\n", table::modules(&run.report, output::width())))?;
         return output::line(format_args!("wrote {}", dir.join("report.html").display()));
     }
     for warning in frontier::warnings(&runs) {

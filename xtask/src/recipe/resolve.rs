@@ -34,6 +34,18 @@ impl ResolvedStage {
     pub(crate) fn selects(&self, shape: &LayerShape) -> bool {
         self.layers.contains(&shape.name)
     }
+
+    /// The stage as the compression of a model takes it.
+    pub(crate) fn into_stage(self) -> kindling_model::compress::Stage {
+        let Self { entry, method, layers, identity } = self;
+        kindling_model::compress::Stage {
+            name: entry.name.into(),
+            family: entry.family,
+            method,
+            targets: Box::new(move |shape| layers.contains(&shape.name)),
+            identity,
+        }
+    }
 }
 
 /// Looks up the methods, reads their options, selects their layers and lets each method check them.
@@ -54,7 +66,8 @@ pub(crate) fn resolve(
         let stage_line = stage.method.line;
         if let Some((layer, earlier)) = already_quantised(&stages, &layers) {
             let message = format!(
-                "`{}` comes after `{earlier}`, which has quantised `{layer}`: put quantisation last, or exclude the layer by `ignore`",
+                "`{}` comes after `{earlier}`, which has quantised `{layer}`: put quantisation last, \
+                 or exclude the layer by `ignore`",
                 entry.name
             );
             return Err(recipe.mistake(stage_line, message));
@@ -120,7 +133,8 @@ fn select(
     blocks: &[Vec<LayerShape>],
     warnings: &mut Vec<String>,
 ) -> Result<BTreeSet<String>> {
-    let shapes: BTreeMap<&str, &LayerShape> = blocks.iter().flatten().map(|shape| (shape.name.as_str(), shape)).collect();
+    let shapes: BTreeMap<&str, &LayerShape> =
+        blocks.iter().flatten().map(|shape| (shape.name.as_str(), shape)).collect();
     let found = |pattern: &Pattern| shapes.keys().any(|name| pattern.matches(name));
 
     for Located { line, value: pattern } in stage.targets.iter().flat_map(|targets| &targets.value) {
@@ -140,11 +154,8 @@ fn select(
         None => crate::methods::is_default_target(entry, shape),
     };
     let ignored = |shape: &LayerShape| stage.ignore.iter().any(|entry| entry.value.matches(&shape.name));
-    let layers: BTreeSet<String> = shapes
-        .values()
-        .filter(|shape| targeted(shape) && !ignored(shape))
-        .map(|shape| shape.name.clone())
-        .collect();
+    let layers: BTreeSet<String> =
+        shapes.values().filter(|shape| targeted(shape) && !ignored(shape)).map(|shape| shape.name.clone()).collect();
     if layers.is_empty() {
         let message = match &stage.targets {
             Some(targets) if targets.value.is_empty() => "`targets` is empty: leave it out to mean every layer".into(),

@@ -28,7 +28,10 @@ fn series(index: usize) -> RGBColor {
 
 fn roles() -> impl Iterator<Item = (RGBColor, String)> {
     let fixed = [(INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (ACCENT, "accent")];
-    fixed.map(|(color, role)| (color, role.to_string())).into_iter().chain((0..SERIES).map(|i| (series(i), format!("series-{i}"))))
+    fixed
+        .map(|(color, role)| (color, role.to_string()))
+        .into_iter()
+        .chain((0..SERIES).map(|i| (series(i), format!("series-{i}"))))
 }
 
 /// A drawing with the names of its series, in the order of their colours.
@@ -112,7 +115,8 @@ pub(crate) enum Kind {
 /// Perplexity against size. Both axes turn logarithmic when the values span more than a factor of five.
 /// `None` if there is nothing to draw.
 pub(crate) fn frontier(spots: &[Spot]) -> Result<Option<Map>> {
-    let mut spots: Vec<&Spot> = spots.iter().filter(|s| s.perplexity.is_finite() && s.perplexity > 0.0 && s.bytes > 0).collect();
+    let mut spots: Vec<&Spot> =
+        spots.iter().filter(|s| s.perplexity.is_finite() && s.perplexity > 0.0 && s.bytes > 0).collect();
     if spots.is_empty() {
         return Ok(None);
     }
@@ -127,11 +131,8 @@ pub(crate) fn frontier(spots: &[Spot]) -> Result<Option<Map>> {
         let plane = Plane::new(root, &x, &y)?;
         plane.axes(x.ticks(7).into_iter(), short, y.ticks(6).into_iter(), short)?;
         let front: Vec<_> = spots.iter().filter(|s| s.kind == Kind::Optimal).map(|s| at(s)).collect();
-        let steps: Vec<_> = front
-            .windows(2)
-            .flat_map(|pair| [pair[0], (pair[1].0, pair[0].1)])
-            .chain(front.last().copied())
-            .collect();
+        let steps: Vec<_> =
+            front.windows(2).flat_map(|pair| [pair[0], (pair[1].0, pair[0].1)]).chain(front.last().copied()).collect();
         plane.line(&steps, ACCENT, 1)?;
         for spot in spots.iter().rev() {
             match spot.kind {
@@ -147,7 +148,8 @@ pub(crate) fn frontier(spots: &[Spot]) -> Result<Option<Map>> {
             let optimal = spot.kind == Kind::Optimal;
             if let Some(place) = labels.place(plane.pixel(at(spot)), &spot.label, optimal) {
                 let color = if spot.kind == Kind::Beaten { MUTED } else { INK };
-                root.draw(&Text::new(spot.label.as_str(), place, text(color, HPos::Left, VPos::Center))).map_err(drawing)?;
+                root.draw(&Text::new(spot.label.as_str(), place, text(color, HPos::Left, VPos::Center)))
+                    .map_err(drawing)?;
             }
         }
         Ok(())
@@ -300,7 +302,10 @@ impl Labels {
         let candidates = if optimal { [&left[..], &right[..]] } else { [&right[..], &left[..]] };
         let found = candidates.concat().into_iter().find_map(|(left, middle)| {
             let area = Area::new((left, middle - 7), (left + width, middle + 7));
-            let inside = area.low.0 >= LEFT && area.high.0 <= self.size.0 && area.low.1 >= 0 && area.high.1 <= self.size.1 - BOTTOM;
+            let inside = area.low.0 >= LEFT
+                && area.high.0 <= self.size.0
+                && area.low.1 >= 0
+                && area.high.1 <= self.size.1 - BOTTOM;
             (inside && !self.taken.iter().any(|taken| taken.meets(&area))).then_some((left, middle, area))
         });
         let (left, middle, area) = found?;

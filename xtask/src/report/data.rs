@@ -193,7 +193,8 @@ impl Report {
         struct Versioned {
             schema: u32,
         }
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the report", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("{}: cannot read the report", path.display()))?;
         let Versioned { schema } = serde_json::from_str(&text)
             .with_context(|| format!("{}: not a report: expected JSON with the key `schema`", path.display()))?;
         if schema != SCHEMA {
@@ -256,7 +257,11 @@ pub(super) fn example() -> Report {
                     cols,
                     error: (error * (1.0 + 0.22 * block as f64) * 1e4).round() / 1e4,
                     tokens_seen: 32768,
-                    notes: if mlp && cols == 172 { vec!["the last group of a row has 44 inputs".into()] } else { vec![] },
+                    notes: if mlp && cols == 172 {
+                        vec!["the last group of a row has 44 inputs".into()]
+                    } else {
+                        vec![]
+                    },
                 }
             })
         })

@@ -28,7 +28,7 @@ pub(crate) fn unit(size: u64) -> (u64, &'static str) {
 pub(crate) fn number(value: f64) -> String {
     match value {
         v if !v.is_finite() => UNKNOWN.into(),
-        v if v == 0.0 => "0".into(),
+        0.0 => "0".into(),
         v if v < 0.001 => format!("{v:.1e}"),
         v if v < 0.1 => format!("{v:.4}"),
         v if v < 1.0 => format!("{v:.3}"),

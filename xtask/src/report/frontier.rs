@@ -44,13 +44,17 @@ pub(crate) fn collect(dirs: &[PathBuf]) -> Result<Vec<Run>> {
         inside.sort();
         inside.iter().filter(|path| path.is_dir()).for_each(|path| add(path));
         if !found {
-            bail!("{}: no report.json here nor in a folder inside; give folders that `compress --out` wrote", dir.display());
+            bail!(
+                "{}: no report.json here nor in a folder inside; give folders that `compress --out` wrote",
+                dir.display()
+            );
         }
     }
     let read = |path: PathBuf| {
         let dir = path.parent().unwrap_or(Path::new("."));
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_path_buf());
-        let name = dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
+        let name =
+            dir.file_name().map_or_else(|| dir.display().to_string(), |name| name.to_string_lossy().into_owned());
         Ok(Run { name, report: Report::read(&path)? })
     };
     paths.into_iter().map(read).collect()
@@ -93,7 +97,8 @@ fn lines(runs: &[Run]) -> Vec<Line<'_>> {
         }
     }
     for Run { name, report } in runs {
-        let beaten = runs.iter().any(|other| same_subject(&other.report, report) && beats(&other.report.after, &report.after));
+        let beaten =
+            runs.iter().any(|other| same_subject(&other.report, report) && beats(&other.report.after, &report.after));
         let kind = if beaten || !report.after.perplexity.is_finite() { Kind::Beaten } else { Kind::Optimal };
         let speed = report.measured.as_ref().and_then(|measured| measured.after);
         lines.push(Line { name: name.clone(), kind, report, figures: &report.after, speed });
@@ -180,7 +185,8 @@ pub(crate) fn page(runs: &[Run]) -> Result<String> {
             kind: line.kind,
         })
         .collect();
-    let mut protocols: Vec<String> = runs.iter().filter_map(|run| Some(run.report.protocol.as_ref()?.sentence())).collect();
+    let mut protocols: Vec<String> =
+        runs.iter().filter_map(|run| Some(run.report.protocol.as_ref()?.sentence())).collect();
     protocols.dedup();
     let row = |line: &Line<'_>| HtmlRow {
         name: line.name.clone(),
@@ -274,7 +280,8 @@ mod tests {
             dir
         };
         let [b, _, _] = ["runs/b", "runs/a", "runs/deep/er"].map(put);
-        let names = |dirs: &[PathBuf]| -> Vec<String> { collect(dirs).unwrap().into_iter().map(|run| run.name).collect() };
+        let names =
+            |dirs: &[PathBuf]| -> Vec<String> { collect(dirs).unwrap().into_iter().map(|run| run.name).collect() };
         assert_eq!(names(&[root.path().join("runs")]), ["a", "b"]);
         assert_eq!(names(&[b.clone(), root.path().join("runs")]), ["b", "a"]);
         let error = collect(&[root.path().to_path_buf()]).unwrap_err().to_string();

@@ -22,7 +22,8 @@ pub(crate) struct Row {
 pub(crate) fn rows(report: &Report) -> Vec<Row> {
     let Report { before, after, .. } = report;
     let mut rows = Vec::new();
-    let mut row = |label, before: String, after: String, change: String| rows.push(Row { label, before, after, change });
+    let mut row =
+        |label, before: String, after: String, change: String| rows.push(Row { label, before, after, change });
 
     if report.protocol.is_some() {
         let change = change(before.perplexity, after.perplexity);
@@ -70,7 +71,11 @@ fn nats(value: f64) -> String {
 }
 
 fn smaller(before: f64, after: f64) -> String {
-    if after <= before { format!("{} smaller", times(before / after)) } else { format!("{} larger", times(after / before)) }
+    if after <= before {
+        format!("{} smaller", times(before / after))
+    } else {
+        format!("{} larger", times(after / before))
+    }
 }
 
 /// The comparison as a table at most `width` columns wide.

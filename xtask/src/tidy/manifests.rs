@@ -20,7 +20,10 @@ fn may_depend_on(krate: &str) -> Option<&'static [&'static str]> {
 /// Crates know only what lies below them: core, tensor-backend, then the model and every crate of methods.
 pub(super) fn arrows_point_one_way(krate: &Crate) -> Vec<Violation> {
     let Some(allowed) = may_depend_on(krate.name()) else { return Vec::new() };
-    let own = TABLES.iter().flat_map(|table| krate.dependencies(table)).filter_map(|(name, _)| name.strip_prefix("kindling-"));
+    let own = TABLES
+        .iter()
+        .flat_map(|table| krate.dependencies(table))
+        .filter_map(|(name, _)| name.strip_prefix("kindling-"));
     own.filter(|name| !allowed.contains(name))
         .map(|name| {
             let allowed = if allowed.is_empty() { "no crate of this workspace".into() } else { allowed.join(", ") };
@@ -40,7 +43,10 @@ pub(super) fn core_stays_small(krate: &Crate) -> Vec<Violation> {
     found.sort_unstable();
     let mut violations = Vec::new();
     if found != expected {
-        violations.push(Violation::of(&path, format!("core depends on {}; it may on exactly {}", found.join(", "), expected.join(", "))));
+        violations.push(Violation::of(
+            &path,
+            format!("core depends on {}; it may on exactly {}", found.join(", "), expected.join(", ")),
+        ));
     }
     let optional = |value: &toml::Value| value.get("optional").and_then(toml::Value::as_bool) == Some(true);
     if krate.dependencies("dependencies").any(|(name, value)| name == "burn" && !optional(value)) {
@@ -62,7 +68,10 @@ mod tests {
     #[test]
     fn method_crates_stand_alone() {
         let breaks = |dir: &str, manifest: &str| arrows_point_one_way(&Crate::new(dir, manifest, &[])).len();
-        assert_eq!(breaks("crates/prune", "[dependencies]\nkindling-core = '1'\nkindling-tensor-backend = '1'\nburn = '1'"), 0);
+        assert_eq!(
+            breaks("crates/prune", "[dependencies]\nkindling-core = '1'\nkindling-tensor-backend = '1'\nburn = '1'"),
+            0
+        );
         assert_eq!(breaks("crates/prune", "[dependencies]\nkindling-model = '1'"), 1);
         assert_eq!(breaks("crates/quant", "[dev-dependencies]\nkindling-prune = '1'"), 1);
         assert_eq!(breaks("crates/quant", "[target.'cfg(unix)'.dependencies]\nkindling-prune = '1'"), 1);

@@ -21,13 +21,17 @@ pub(super) fn list_matches_files(krate: &Crate) -> Vec<Violation> {
 
     let list = krate.sources.iter().find_map(|source| Some((source, listed(&source.code_without_tests())?)));
     let Some((source, listed)) = list else {
-        let no_list = |(_, path): &(&str, &str)| Violation::of(path, "defines a method, but the crate has no list `METHODS`");
+        let no_list =
+            |(_, path): &(&str, &str)| Violation::of(path, "defines a method, but the crate has no list `METHODS`");
         return files.iter().map(no_list).collect();
     };
     let missing = files.iter().filter(|(module, _)| !listed.iter().any(|name| name == module));
-    let missing = missing.map(|(module, path)| Violation::of(path, format!("add `{module}::ENTRY` to `METHODS` in {}", source.path)));
+    let missing = missing
+        .map(|(module, path)| Violation::of(path, format!("add `{module}::ENTRY` to `METHODS` in {}", source.path)));
     let strange = listed.iter().filter(|name| !files.iter().any(|(module, _)| module == name));
-    let strange = strange.map(|name| Violation::of(&source.path, format!("`METHODS` lists `{name}`, but no file {name}.rs defines an entry")));
+    let strange = strange.map(|name| {
+        Violation::of(&source.path, format!("`METHODS` lists `{name}`, but no file {name}.rs defines an entry"))
+    });
     missing.chain(strange).collect()
 }
 
@@ -48,7 +52,8 @@ fn listed(code: &str) -> Option<Vec<String>> {
 
 /// The table of methods in Markdown.
 pub(super) fn table(entries: &[&MethodEntry]) -> String {
-    let mut table = "| method | family | needs | what it does | source |\n| --- | --- | --- | --- | --- |\n".to_string();
+    let mut table =
+        "| method | family | needs | what it does | source |\n| --- | --- | --- | --- | --- |\n".to_string();
     for entry in entries {
         let needs = match entry.needs {
             Needs::Nothing => "nothing",
@@ -78,7 +83,8 @@ pub(super) fn readme_is_current(readme: Option<&str>, entries: &[&MethodEntry]) 
         return Some(Violation::of(path, format!("put `{BEGIN}` and `{END}` where the table of methods belongs")));
     };
     let line = readme.lines().position(|line| line.contains(BEGIN)).map_or(1, |i| i + 1);
-    (current != readme).then(|| Violation::at(path, line, "the table of methods is out of date; run `cargo xtask tidy --fix`"))
+    (current != readme)
+        .then(|| Violation::at(path, line, "the table of methods is out of date; run `cargo xtask tidy --fix`"))
 }
 
 #[cfg(test)]
@@ -97,12 +103,15 @@ mod tests {
     #[test]
     fn files_and_list_agree() {
         assert!(breaks(&[("src/lib.rs", LIST), ("src/wanda.rs", FILE), ("src/dass/mod.rs", FILE)]).is_empty());
-        assert!(breaks(&[("src/lib.rs", "//! No methods here."), ("src/select.rs", "fn f() -> MethodEntry {}")]).is_empty());
+        assert!(
+            breaks(&[("src/lib.rs", "//! No methods here."), ("src/select.rs", "fn f() -> MethodEntry {}")]).is_empty()
+        );
     }
 
     #[test]
     fn a_file_that_is_not_listed_is_found() {
-        let found = breaks(&[("src/lib.rs", LIST), ("src/wanda.rs", FILE), ("src/dass.rs", FILE), ("src/new.rs", FILE)]);
+        let found =
+            breaks(&[("src/lib.rs", LIST), ("src/wanda.rs", FILE), ("src/dass.rs", FILE), ("src/new.rs", FILE)]);
         assert_eq!(found, ["crates/prune/src/new.rs: add `new::ENTRY` to `METHODS` in crates/prune/src/lib.rs"]);
         assert_eq!(breaks(&[("src/lib.rs", ""), ("src/new.rs", FILE)]).len(), 1);
     }
@@ -128,7 +137,10 @@ mod tests {
         let violation = readme_is_current(Some(&old), &[&entry]).unwrap();
         assert_eq!(violation.line, Some(2));
         let new = with_table(&old, &[&entry]).unwrap();
-        assert!(new.contains("| `wanda` | prune | norms | Weight times norm, \\|w\\|·‖x‖. | arXiv 2306.11695 |\n"), "{new}");
+        assert!(
+            new.contains("| `wanda` | prune | norms | Weight times norm, \\|w\\|·‖x‖. | arXiv 2306.11695 |\n"),
+            "{new}"
+        );
         assert!(new.starts_with("# Title\n") && new.ends_with("\nEnd.\n"));
         assert!(readme_is_current(Some(&new), &[&entry]).is_none());
         assert!(readme_is_current(Some("# Title\n"), &[&entry]).is_some());

@@ -19,7 +19,13 @@ pub(super) fn unsafe_stays_home(source: &Source) -> Vec<Violation> {
     };
     let uses = source.lines().filter(|(_, line)| has_word(line, "unsafe"));
     uses.skip(allowed)
-        .map(|(line, _)| Violation::at(&source.path, line, "`unsafe` belongs to tensor-backend (and to one function that maps files)"))
+        .map(|(line, _)| {
+            Violation::at(
+                &source.path,
+                line,
+                "`unsafe` belongs to tensor-backend (and to one function that maps files)",
+            )
+        })
         .collect()
 }
 
@@ -33,7 +39,9 @@ pub(super) fn backends_stay_home(source: &Source) -> Vec<Violation> {
     source
         .lines()
         .filter_map(named)
-        .map(|(line, name)| Violation::at(&source.path, line, format!("`{name}`: only tensor-backend names a backend or a processor")))
+        .map(|(line, name)| {
+            Violation::at(&source.path, line, format!("`{name}`: only tensor-backend names a backend or a processor"))
+        })
         .collect()
 }
 
@@ -44,9 +52,14 @@ pub(super) fn only_the_driver_prints(source: &Source) -> Vec<Violation> {
     }
     let macros = ["println!", "eprintln!", "print!", "eprint!"];
     let code = source.code_without_tests();
-    let prints = code.lines().enumerate().filter_map(|(i, line)| Some((i + 1, macros.iter().find(|name| has_word(line, name))?)));
+    let prints = code
+        .lines()
+        .enumerate()
+        .filter_map(|(i, line)| Some((i + 1, macros.iter().find(|name| has_word(line, name))?)));
     prints
-        .map(|(line, name)| Violation::at(&source.path, line, format!("`{name}`: only xtask prints; return the text or use `tracing`")))
+        .map(|(line, name)| {
+            Violation::at(&source.path, line, format!("`{name}`: only xtask prints; return the text or use `tracing`"))
+        })
         .collect()
 }
 
@@ -55,7 +68,10 @@ pub(super) fn length_has_a_reason(source: &Source) -> Option<Violation> {
     let lines = source.text.lines().count();
     let reason = source.text.lines().take(15).any(|line| line.starts_with("//! Long because"));
     (lines > LONG && !reason).then(|| {
-        Violation::of(&source.path, format!("{lines} lines: split it, or say why near its top with a line `//! Long because …`"))
+        Violation::of(
+            &source.path,
+            format!("{lines} lines: split it, or say why near its top with a line `//! Long because …`"),
+        )
     })
 }
 
@@ -69,7 +85,9 @@ pub(super) fn nothing_is_left_over(source: &Source) -> Vec<Violation> {
         let mark = marks.iter().find(|mark| has_word(text, mark));
         mark.or_else(|| stubs.iter().find(|stub| has_word(code, stub))).map(|name| (line, *name))
     });
-    found.map(|(line, name)| Violation::at(&source.path, line, format!("`{name}`: finish it, or leave it out"))).collect()
+    found
+        .map(|(line, name)| Violation::at(&source.path, line, format!("`{name}`: finish it, or leave it out")))
+        .collect()
 }
 
 /// A crate says what it is for in the first line of its root.
@@ -108,7 +126,8 @@ mod tests {
 
     #[test]
     fn backends_are_named_in_one_crate() {
-        let text = "//! Flex\nuse burn::backend::Flex;\nlet a = Flexible;\nlet d = Device::flex();\nuse std::arch::x86_64;\n";
+        let text =
+            "//! Flex\nuse burn::backend::Flex;\nlet a = Flexible;\nlet d = Device::flex();\nuse std::arch::x86_64;\n";
         assert_eq!(lines(&backends_stay_home(&source("xtask/src/main.rs", text))), [2, 4, 5]);
         assert!(backends_stay_home(&source("crates/tensor-backend/src/device.rs", text)).is_empty());
     }
@@ -118,7 +137,12 @@ mod tests {
         let text = "fn f() {\n    println!();\n    let s = \"print!\";\n    eprint!();\n}\n#[cfg(test)]\nmod tests {\n    fn g() { println!() }\n}\n";
         let found = |path| lines(&only_the_driver_prints(&source(path, text)));
         assert_eq!(found("crates/model/src/lib.rs"), [2, 4]);
-        for free in ["xtask/src/main.rs", "crates/model/tests/it/main.rs", "crates/model/src/load/tests.rs", "crates/model/examples/a.rs"] {
+        for free in [
+            "xtask/src/main.rs",
+            "crates/model/tests/it/main.rs",
+            "crates/model/src/load/tests.rs",
+            "crates/model/examples/a.rs",
+        ] {
             assert!(found(free).is_empty(), "{free}");
         }
     }
@@ -128,7 +152,9 @@ mod tests {
         let long = "x\n".repeat(LONG + 1);
         assert!(length_has_a_reason(&source("a.rs", &long)).is_some());
         assert!(length_has_a_reason(&source("a.rs", &long[2..])).is_none());
-        assert!(length_has_a_reason(&source("a.rs", &format!("//! Docs.\n//! Long because of tables.\n{long}"))).is_none());
+        assert!(
+            length_has_a_reason(&source("a.rs", &format!("//! Docs.\n//! Long because of tables.\n{long}"))).is_none()
+        );
         assert!(length_has_a_reason(&source("a.rs", &format!("{long}//! Long because of tables.\n"))).is_some());
     }
 

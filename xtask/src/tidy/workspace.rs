@@ -116,7 +116,9 @@ impl Source {
 pub(super) fn has_word(line: &str, word: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word).any(|(at, _)| {
-        !line[..at].ends_with(inside) && !(word.ends_with(inside) && line[at + word.len()..].starts_with(inside))
+        let opens = !line[..at].ends_with(inside);
+        let closes = !word.ends_with(inside) || !line[at + word.len()..].starts_with(inside);
+        opens && closes
     })
 }
 
@@ -267,7 +269,10 @@ mod tests {
 
     #[test]
     fn test_modules_are_cut_out_and_lines_stay() {
-        let source = Source::new("x.rs".into(), "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() { {} }\n}\nfn c() {}\n".into());
+        let source = Source::new(
+            "x.rs".into(),
+            "fn a() {}\n#[cfg(test)]\nmod tests {\n    fn b() { {} }\n}\nfn c() {}\n".into(),
+        );
         let code = source.code_without_tests();
         assert!(code.contains("fn a") && code.contains("fn c") && !code.contains("fn b"));
         assert_eq!(code.lines().count(), 6);

@@ -3,7 +3,17 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -35,8 +45,8 @@ impl DateTime {
     /// The UTC date and time `seconds` after the beginning of 1970.
     pub fn from_unix(seconds: i64) -> Self {
         let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-        let mut year = 1970 + days.div_euclid(366);
-        // The guess is never late; it is early by at most one year in 1461 days' worth of leap days.
+        let mut year = 1970 + days.div_euclid(if days < 0 { 365 } else { 366 });
+        // The guess, by the longest or the shortest year, is never late.
         while days_before_year(year + 1) <= days {
             year += 1;
         }

@@ -162,7 +162,9 @@ mod tests {
     fn dumps(json: Json, template: &str) -> String {
         let mut environment = minijinja::Environment::new();
         environment.add_filter("tojson", tojson);
-        environment.render_str(template, minijinja::context! { x => json }).unwrap()
+        environment
+            .render_str(template, minijinja::context! { x => minijinja::Value::from(minijinja::value::Serde(json)) })
+            .unwrap()
     }
 
     #[test]

@@ -213,7 +213,10 @@ mod tests {
             for (i, value) in values.iter().enumerate().filter(|(_, value)| !value.is_nan()) {
                 assert_eq!(again[2 * i..][..2], bytes[2 * i..][..2], "{dtype} {i:04x} = {value}");
             }
-            assert_eq!(values.iter().filter(|value| value.is_nan()).count(), if dtype == DType::F16 { 2046 } else { 254 });
+            assert_eq!(
+                values.iter().filter(|value| value.is_nan()).count(),
+                if dtype == DType::F16 { 2046 } else { 254 }
+            );
         }
     }
 

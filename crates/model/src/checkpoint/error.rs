@@ -51,7 +51,9 @@ pub enum CheckpointError {
         source: IndexError,
     },
     /// Neither a path nor the id of a model on the hub.
-    #[error("`{what}` is neither an existing file or folder nor a model id: give a folder, a .safetensors file, or `org/name` with an optional `@revision`")]
+    #[error(
+        "`{what}` is neither an existing file or folder nor a model id: give a folder, a .safetensors file, or `org/name` with an optional `@revision`"
+    )]
     NotFound {
         /// What the user gave.
         what: String,
@@ -171,9 +173,13 @@ fn near(similar: &Option<String>) -> String {
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum HeaderError {
-    #[error("{0} bytes are too short for a safetensors file, which starts with 8 bytes of header length: the download is incomplete")]
+    #[error(
+        "{0} bytes are too short for a safetensors file, which starts with 8 bytes of header length: the download is incomplete"
+    )]
     TooShort(usize),
-    #[error("the header claims {length} bytes but the file holds only {available} after its length: not a safetensors file, or an incomplete download")]
+    #[error(
+        "the header claims {length} bytes but the file holds only {available} after its length: not a safetensors file, or an incomplete download"
+    )]
     BeyondFile { length: u64, available: usize },
     #[error("the header claims {length} bytes, more than the {limit} this format allows: not a safetensors file")]
     TooLarge { length: u64, limit: usize },
@@ -187,11 +193,17 @@ pub enum HeaderError {
     UnknownDType { name: String, dtype: String },
     #[error("tensor `{name}` has data_offsets [{start}, {end}], which run backwards: the file is damaged")]
     Reversed { name: String, start: u64, end: u64 },
-    #[error("tensor `{name}` ends at byte {end} of {available} bytes of data: the download is incomplete, fetch the file again")]
+    #[error(
+        "tensor `{name}` ends at byte {end} of {available} bytes of data: the download is incomplete, fetch the file again"
+    )]
     OutOfRange { name: String, end: u64, available: usize },
-    #[error("tensor `{name}` of dtype {dtype} and shape {shape:?} needs {expected} bytes, but its data_offsets hold {found}: the file is damaged")]
+    #[error(
+        "tensor `{name}` of dtype {dtype} and shape {shape:?} needs {expected} bytes, but its data_offsets hold {found}: the file is damaged"
+    )]
     WrongSize { name: String, dtype: DType, shape: Vec<usize>, expected: usize, found: usize },
-    #[error("tensor `{name}` of dtype {dtype} has shape {shape:?}, whose size is not a number of bytes that fits into memory: the file is damaged")]
+    #[error(
+        "tensor `{name}` of dtype {dtype} has shape {shape:?}, whose size is not a number of bytes that fits into memory: the file is damaged"
+    )]
     Overflow { name: String, dtype: DType, shape: Vec<u64> },
     #[error("tensors `{first}` and `{second}` overlap at byte {at} of the data: the file is damaged")]
     Overlap { first: String, second: String, at: usize },
@@ -214,6 +226,8 @@ pub enum IndexError {
     Empty,
     #[error("`weight_map` names tensor `{0}` twice")]
     Duplicate(String),
-    #[error("tensor `{tensor}` is placed in `{file}`, which is not a plain file name: only files beside the index are opened")]
+    #[error(
+        "tensor `{tensor}` is placed in `{file}`, which is not a plain file name: only files beside the index are opened"
+    )]
     NotAFileName { tensor: String, file: String },
 }

@@ -260,7 +260,7 @@ mod tests {
         assert!(error(twice, 1).contains("duplicate field `dtype`"));
         let nested = "[".repeat(100_000);
         assert!(error(&nested, 0).contains("expected an object"));
-        assert!(error(&format!(r#"{{"a":{{"extra":{nested}"#), 0).contains("recursion limit"));
+        assert!(error(&format!(r#"{{"a":{{"extra":{nested}"#), 0).contains("EOF while parsing"));
     }
 
     #[test]
@@ -268,7 +268,9 @@ mod tests {
         let one = |dtype: &str, shape: &str, offsets: &str, data| {
             error(&format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":{offsets}}}}}"#), data)
         };
-        assert!(one("F31", "[1]", "[0,4]", 4).starts_with("tensor `a` has the unknown dtype `F31`; known are BOOL, F4, "));
+        assert!(
+            one("F31", "[1]", "[0,4]", 4).starts_with("tensor `a` has the unknown dtype `F31`; known are BOOL, F4, ")
+        );
         assert_eq!(
             one("F32", "[1]", "[4,0]", 4),
             "tensor `a` has data_offsets [4, 0], which run backwards: the file is damaged"

@@ -55,8 +55,7 @@ impl HubId {
     /// # Errors
     /// The model or the revision is not in the cache; the error lists what was looked at.
     pub(super) fn snapshot(&self, env: &Env<'_>) -> Result<PathBuf> {
-        let not_cached =
-            |reason: String, tried| CheckpointError::NotCached { id: self.clone(), reason, tried };
+        let not_cached = |reason: String, tried| CheckpointError::NotCached { id: self.clone(), reason, tried };
         let Some(root) = cache_root(env) else {
             let reason = "neither HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME nor HOME is set".to_owned();
             return Err(not_cached(reason, Vec::new()));
@@ -101,8 +100,7 @@ impl HubId {
         };
         // snapshots/<commit> lies two folders below the one that holds the blobs.
         let blobs = snapshot.ancestors().nth(2).unwrap_or(snapshot).join("blobs");
-        let unfinished: Vec<_> =
-            file_names(&blobs).into_iter().filter(|name| name.ends_with(".incomplete")).collect();
+        let unfinished: Vec<_> = file_names(&blobs).into_iter().filter(|name| name.ends_with(".incomplete")).collect();
         if !unfinished.is_empty() {
             reason += &format!(", and the download of {} is unfinished", unfinished.join(", "));
         }

@@ -28,7 +28,7 @@ mod writer;
 pub use dtype::{DType, decode_f32, decode_i32, decode_i64, decode_u32, encode_f32};
 pub use error::{CheckpointError, HeaderError, IndexError, Result};
 pub use header::{Header, TensorEntry};
-pub use hub::{HubId, process_env};
+pub use hub::{Env, HubId, process_env};
 pub use index::{INDEX_FILE, ShardIndex};
 pub use reader::{Checkpoint, SINGLE_FILE, TensorInfo, TensorView};
 pub use writer::{OutTensor, ShardInfo, Writer, WriterOptions};

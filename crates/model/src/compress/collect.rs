@@ -12,7 +12,7 @@ pub(super) const SAMPLE_ROWS: usize = 512;
 /// The values of a tensor on the host, in f32.
 pub(super) fn host_values<const D: usize>(x: Tensor<D>) -> crate::error::Result<Vec<f32>> {
     let data = x.into_data().convert::<f32>();
-    data.to_vec::<f32>().map_err(|error| {
+    data.try_to_vec::<f32>().map_err(|error| {
         crate::error::ModelError::Input(format!("values of type {:?} could not be read back: {error:?}", f32::dtype()))
     })
 }

@@ -27,6 +27,6 @@ mod stream;
 pub use calibration::{CalibrationSet, TokenWindows};
 pub use forecast::{Forecast, forecast};
 pub use output::WORK_DIR;
-pub use run::{CompressOptions, Outcome, compress};
+pub use run::{CompressOptions, Outcome, Probe, compress};
 pub use stage::{Stage, resolve_targets};
 pub use state::{LayerRecord, StateError};

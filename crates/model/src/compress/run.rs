@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData, s};
 use kindling_core::{Block, Compressed, CompressedWeight, Cx, Layer, Mask, Method, Needs, Quantized};
 use kindling_tensor_backend::formats::{Dense, Weight};
 
@@ -15,6 +15,7 @@ use super::stage::{Stage, Targeted, resolve_targets};
 use super::state::{Identity, LayerRecord, State, digest};
 use super::stream::{ActivationFile, ActivationWriter};
 use crate::checkpoint::{DType, decode_f32, encode_f32};
+use crate::compressed_tensors::Scheme;
 use crate::decoder::{DecoderBlock, ForwardCx, ModelFiles, Projection, Rotary};
 use crate::error::{ModelError, Result};
 use crate::evaluate::{Perplexity, kl_sum, nll_sum};
@@ -51,7 +52,21 @@ pub struct Outcome {
     pub mean_kl: Option<f64>,
     /// Bytes of the weights written.
     pub bytes: u64,
+    /// What the compressed model computed in memory, for a later comparison with what the files give.
+    pub probe: Option<Probe>,
 }
+
+/// The beginning of the first evaluation window, with the logits that the run itself computed for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Probe {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Logits, row-major `[ids, vocabulary]`.
+    pub logits: Vec<f32>,
+}
+
+/// Tokens of a [`Probe`].
+const PROBE_TOKENS: usize = 64;
 
 /// Compresses `files` by `stages` into `options.out`.
 ///
@@ -99,14 +114,20 @@ pub fn compress(
     let state = run.blocks(state)?;
     let quality = run.quality()?;
     let bytes = output::assemble(files, &options.out, &work, &state.records, options.max_shard_bytes)?;
-    Ok(Outcome {
-        records: state.records,
-        warnings: state.warnings,
-        before: quality.as_ref().map(|q| q.0.clone()),
-        after: quality.as_ref().map(|q| q.1.clone()),
-        mean_kl: quality.map(|q| q.2),
-        bytes,
-    })
+    let (mut before, mut after, mut mean_kl, mut probe) = (None, None, None, None);
+    if let Some(quality) = quality {
+        (before, after) = (Some(quality.before), Some(quality.after));
+        (mean_kl, probe) = (Some(quality.mean_kl), quality.probe);
+    }
+    Ok(Outcome { records: state.records, warnings: state.warnings, before, after, mean_kl, bytes, probe })
+}
+
+/// What the evaluation windows show.
+struct Quality {
+    before: Perplexity,
+    after: Perplexity,
+    mean_kl: f64,
+    probe: Option<Probe>,
 }
 
 /// Everything that stays the same from block to block.
@@ -338,7 +359,7 @@ impl Run<'_> {
                 CompressedWeight::Quantized(quantized) => {
                     quantized.validate()?;
                     // Runs dense while the block is at work; the codes are what is written.
-                    let weight = Dense::from_rows(quantized.dequantize(), rows, cols, self.device)?;
+                    let weight = Dense::from_host(rows, cols, quantized.dequantize(), self.device)?;
                     work.quantized = Some(quantized);
                     Weight::Dense(weight)
                 }
@@ -372,7 +393,7 @@ impl Run<'_> {
                     return Err(ModelError::Input(format!("weights cannot be stored as {}", dtype.name())));
                 };
                 let (rows, cols) = (projection.shape.rows, projection.shape.cols);
-                projection.weight = Weight::Dense(Dense::from_rows(stored, rows, cols, self.device)?);
+                projection.weight = Weight::Dense(Dense::from_host(rows, cols, stored, self.device)?);
             }
         }
         Ok(())
@@ -404,6 +425,7 @@ impl Run<'_> {
                 work.notes.push(format!("{lost} kept weights are zero, some by rounding to the stored type"));
             }
         }
+        let scheme = work.quantized.as_ref().map(Scheme::of);
         let (format, out) = match work.quantized {
             Some(quantized) => {
                 let group = match quantized.granularity {
@@ -428,6 +450,7 @@ impl Run<'_> {
             name: shape.name.clone(),
             methods,
             format,
+            scheme,
             rows: shape.rows,
             cols: shape.cols,
             error,
@@ -493,8 +516,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Perplexity before and after, and the mean divergence.
-    fn quality(&self) -> Result<Option<(Perplexity, Perplexity, f64)>> {
+    /// Perplexity before and after, the mean divergence, and the first logits.
+    fn quality(&self) -> Result<Option<Quality>> {
         let last = self.files.spec().blocks.len();
         let Some(windows) = &self.set.evaluation else { return Ok(None) };
         let (Some(reference), Some(compressed)) =
@@ -504,6 +527,7 @@ impl Run<'_> {
         };
         let head = self.files.head(self.device)?;
         let (mut before, mut after, mut kl) = (0.0, 0.0, 0.0);
+        let mut probe = None;
         self.cx.progress().begin("evaluation", windows.rows.len() as u64);
         for (i, row) in windows.rows.iter().enumerate() {
             self.cx.check()?;
@@ -512,6 +536,11 @@ impl Run<'_> {
                 Ok(head.logits(head.norm(file.read(i, i + 1, self.device)?)))
             };
             let (dense, other) = (logits(&reference)?, logits(&compressed)?);
+            if i == 0 {
+                let count = PROBE_TOKENS.min(row[0].len());
+                let logits = host_values(other.clone().slice(s![.., 0..count, ..]))?;
+                probe = Some(Probe { ids: row[0][..count].to_vec(), logits });
+            }
             before += nll_sum(dense.clone(), row)?;
             after += nll_sum(other.clone(), row)?;
             kl += kl_sum(dense, other)?;
@@ -520,7 +549,8 @@ impl Run<'_> {
         self.cx.progress().end();
         let scored = windows.rows.len() * (windows.window() - 1);
         let perplexity = |nll| Perplexity::from_sum(nll, scored, windows.text_tokens);
-        Ok(Some((perplexity(before), perplexity(after), kl / scored as f64)))
+        let (before, after) = (perplexity(before), perplexity(after));
+        Ok(Some(Quality { before, after, mean_kl: kl / scored as f64, probe }))
     }
 }
 

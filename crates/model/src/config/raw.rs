@@ -105,17 +105,9 @@ impl RawConfig {
 
     /// A list of texts.
     pub fn maybe_texts(&self, key: &str) -> Result<Option<Vec<&str>>, ConfigError> {
-        let read = |v: &'_ Value| {
-            let list = v.as_array().ok_or_else(|| wrong(key, "a list of texts", v))?.iter();
-            Ok(list.map(Value::as_str).collect::<Option<Vec<_>>>())
-        };
-        match self.get(key) {
-            None => Ok(None),
-            Some(v) => match read(v)? {
-                None => Err(wrong(key, "a list of texts", v)),
-                Some(_) => Ok(v.as_array().map(|list| list.iter().filter_map(Value::as_str).collect())),
-            },
-        }
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| wrong(key, "a list of texts", value))
     }
 
     /// Token ids given as one number or a list.

@@ -26,7 +26,7 @@ impl Experts {
         let device = x.device();
         let rows = x.clone().reshape([batch * tokens, hidden]);
         let logits = rows.clone().matmul(self.router.clone()).into_data();
-        let logits = logits.to_vec::<f32>().map_err(|e| ModelError::Input(format!("router scores: {e:?}")))?;
+        let logits = logits.try_to_vec::<f32>().map_err(|e| ModelError::Input(format!("router scores: {e:?}")))?;
         let mut visitors: Vec<(Vec<i32>, Vec<f32>)> = vec![Default::default(); self.experts.len()];
         for (token, logits) in logits.chunks_exact(self.experts.len()).enumerate() {
             for (expert, weight) in route(logits, self.correction.as_deref(), self.gating, self.top_k) {

@@ -133,10 +133,10 @@ impl ModelFiles {
                 }
                 Weight::Packed(Packed::from_quantized(&quantized)?)
             }
-            None => Weight::Dense(Dense::from_rows(
-                self.checkpoint.tensor_f32(&format!("{module}.weight"))?,
+            None => Weight::Dense(Dense::from_host(
                 rows,
                 cols,
+                self.checkpoint.tensor_f32(&format!("{module}.weight"))?,
                 device,
             )?),
         };

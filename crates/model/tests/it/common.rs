@@ -26,7 +26,7 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
 }
 
 pub(crate) fn device() -> Device {
-    kindling_tensor_backend::device::device("flex").unwrap()
+    kindling_tensor_backend::device::device("flex".parse().unwrap()).unwrap()
 }
 
 pub(crate) fn load(dir: &Path) -> Decoder {
@@ -41,7 +41,7 @@ pub(crate) fn ids(checkpoint: &Checkpoint, name: &str) -> Vec<Vec<u32>> {
 }
 
 pub(crate) fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data().to_vec().unwrap()
+    x.into_data().try_to_vec().unwrap()
 }
 
 /// The largest absolute difference.

@@ -118,7 +118,7 @@ fn checkpoints_of_llm_compressor_give_the_logits_of_transformers() {
 
 #[test]
 fn flex_and_ndarray_agree() {
-    let other = kindling_tensor_backend::device::device("ndarray").unwrap();
+    let other = kindling_tensor_backend::device::device("ndarray".parse().unwrap()).unwrap();
     for case in cases() {
         let expected = Checkpoint::open(case.join("expected.safetensors")).unwrap();
         let rows = ids(&expected, "input_ids");

@@ -70,7 +70,8 @@ fn nothing_removed_nothing_changed() {
     let mut random = Random(2);
     let weight = random.normals(70 * 20);
     let options = [("sparsity", Value::Int(0)), ("block_size", Value::Int(8))];
-    let pruned = prune("sparsegpt", &options, &layer(shape(Role::Query, 70, 20), &weight), &stats(&random.tokens(50, 20), 20));
+    let pruned =
+        prune("sparsegpt", &options, &layer(shape(Role::Query, 70, 20), &weight), &stats(&random.tokens(50, 20), 20));
     assert_eq!(dense(&pruned), weight);
     assert_eq!(pruned.mask.unwrap().kept(), weight.len());
 }
@@ -152,7 +153,8 @@ fn the_better_method_has_the_smaller_error() {
         let (weight, x) = (random.normals(D * D), random.tokens(1024, D));
         let (target, stats) = (layer(shape(Role::Query, D, D), &weight), stats(&x, D));
         for amount in [HALF, ("pattern", text("2:4"))] {
-            let error = |name| error(&x, &weight, &dense(&prune(name, &[amount.clone()], &target, &stats)), D);
+            let error =
+                |name| error(&x, &weight, &dense(&prune(name, std::slice::from_ref(&amount), &target, &stats)), D);
             let (magnitude, wanda, sparsegpt) = (error("magnitude"), error("wanda"), error("sparsegpt"));
             assert!(magnitude > 2.0 * wanda && wanda > sparsegpt, "{seed}: {magnitude} {wanda} {sparsegpt}");
         }

@@ -137,17 +137,17 @@ impl Weight {
             Weight::Dense(w) => w.forward(x),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
-                Ok(times_transposed(x, dense))
+                Ok(times(x, dense.transpose()))
             }
         }
     }
 }
 
-/// `x [batch, tokens, in] · weightᵀ` for `weight [out, in]`, of equal element types.
-fn times_transposed(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
-    let ([batch, tokens, inputs], [outputs, _]) = (x.dims(), weight.dims());
+/// `x [batch, tokens, in] · weight [in, out]`, of equal element types.
+fn times(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
+    let ([batch, tokens, inputs], [_, outputs]) = (x.dims(), weight.dims());
     // One product of `batch · tokens` rows: a batched product would meet the weight once per batch.
-    x.reshape([batch * tokens, inputs]).matmul(weight.transpose()).reshape([batch, tokens, outputs])
+    x.reshape([batch * tokens, inputs]).matmul(weight).reshape([batch, tokens, outputs])
 }
 
 fn to_tensor(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {

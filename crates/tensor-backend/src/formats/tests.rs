@@ -15,7 +15,7 @@ fn validate(weight: &Weight, source: &[f32], expected_bytes: usize) {
     assert_eq!(weight.stored_bits(), 8.0 * expected_bytes as f64 / source.len() as f64);
     for name in available() {
         let device = device(name).unwrap();
-        let dense: Vec<f32> = weight.to_dense(&device).unwrap().into_data().to_vec().unwrap();
+        let dense: Vec<f32> = weight.to_dense(&device).unwrap().into_data().try_to_vec().unwrap();
         let same = dense.iter().zip(source).all(|(a, b)| a.to_bits() == b.to_bits());
         assert!(same, "{} on {name}: to_dense differs from its source", weight.format_name());
 
@@ -24,17 +24,14 @@ fn validate(weight: &Weight, source: &[f32], expected_bytes: usize) {
         let data = TensorData::new(x.clone(), [batch, tokens, cols]);
         let y = weight.forward(Tensor::from_data(data, &device)).unwrap();
         assert_eq!(y.dims(), [batch, tokens, rows]);
-        let y: Vec<f32> = y.into_data().to_vec().unwrap();
+        let y: Vec<f32> = y.into_data().try_to_vec().unwrap();
         for (i, found) in y.iter().enumerate() {
             let (row, token) = (i % rows, i / rows);
             let terms = (0..cols).map(|c| f64::from(x[token * cols + c]) * f64::from(source[row * cols + c]));
             let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), t| (sum + t, size + f64::abs(t)));
             assert!((f64::from(*found) - sum).abs() <= 1e-5 * size, "{}: {found} {sum}", weight.format_name());
         }
-        assert!(matches!(
-            weight.forward(Tensor::zeros([1, 1, cols + 1], &device)),
-            Err(FormatError::Shape { .. })
-        ));
+        assert!(matches!(weight.forward(Tensor::zeros([1, 1, cols + 1], &device)), Err(FormatError::Shape { .. })));
     }
 }
 
@@ -43,11 +40,8 @@ fn any_matrix(rows: usize, cols: usize) -> impl Strategy<Value = Vec<f32>> {
 }
 
 fn any_quantized() -> impl Strategy<Value = Quantized> {
-    let granularity = prop_oneof![
-        Just(Granularity::Tensor),
-        Just(Granularity::Channel),
-        (1usize..40).prop_map(Granularity::Group),
-    ];
+    let granularity =
+        prop_oneof![Just(Granularity::Tensor), Just(Granularity::Channel), (1usize..40).prop_map(Granularity::Group),];
     let scale_type = prop_oneof![Just(ScaleType::F32), Just(ScaleType::F16), Just(ScaleType::BF16)];
     let shape = (1usize..7, 1usize..70, 1u8..=8);
     (shape, granularity, scale_type, any::<(bool, bool, u64)>()).prop_map(

@@ -85,11 +85,11 @@ fn check_len(what: &str, len: usize, rows: usize, cols: usize) -> Result<()> {
 /// Refuses NaN and infinities.
 fn check_finite(what: &str, values: &[f64]) -> Result<()> {
     const CHUNK: usize = 1 << 16;
-    // `x − x` is zero exactly for finite x; a sum of zeros vectorises where an early exit does not.
+    // `0 · x` is zero exactly for finite x; a sum of zeros vectorises where an early exit does not.
     let bad = values
         .par_chunks(CHUNK)
         .enumerate()
-        .find_first(|(_, chunk)| chunk.iter().map(|x| x - x).sum::<f64>() != 0.0)
+        .find_first(|(_, chunk)| chunk.iter().map(|x| 0.0 * x).sum::<f64>() != 0.0)
         .and_then(|(c, chunk)| chunk.iter().position(|x| !x.is_finite()).map(|i| c * CHUNK + i));
     match bad {
         None => Ok(()),

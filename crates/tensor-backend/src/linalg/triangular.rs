@@ -161,7 +161,7 @@ fn factor_diagonal(a: &mut [f64], n: usize, start: usize, width: usize) -> Resul
     let block_row = |i: usize| (start + i) * n + start..(start + i) * n + start + width;
     let original: Vec<f64> = (0..width).flat_map(|i| a[block_row(i)].to_vec()).collect();
     let mut block = original.clone();
-    let params = Spec::<LltParams, f64>::new(<LltParams as Auto<f64>>::auto(), );
+    let params = Spec::<LltParams, f64>::new(<LltParams as Auto<f64>>::auto());
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(width, Par::Seq, params));
     let view = row_major_mut(&mut block, width, width, width);
     let done = cholesky_in_place(view, Default::default(), Par::Seq, MemStack::new(&mut memory), params);

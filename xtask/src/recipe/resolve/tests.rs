@@ -52,14 +52,8 @@ static METHODS: [MethodEntry; 3] = [
 ];
 
 fn block() -> Vec<LayerShape> {
-    let layer = |name: &str, role, cols| LayerShape {
-        name: name.into(),
-        role,
-        unit: 0,
-        site: String::new(),
-        rows: 64,
-        cols,
-    };
+    let layer =
+        |name: &str, role, cols| LayerShape { name: name.into(), role, unit: 0, site: String::new(), rows: 64, cols };
     vec![
         layer("self_attn.q_proj", Role::Query, 64),
         layer("self_attn.o_proj", Role::AttentionOutput, 64),
@@ -87,10 +81,10 @@ fn refused(stage: &str) -> String {
 fn targets_and_ignore_select_layers() {
     assert_eq!(layers("method = 'gptq'").len(), 4);
     assert_eq!(layers("method = 'gptq'\ntargets = ['mlp.*']"), ["mlp.down_proj", "mlp.up_proj"]);
-    assert_eq!(layers("method = 'gptq'\ntargets = ['*']\nignore = ['re:mlp', 'lm_head']"), [
-        "self_attn.o_proj",
-        "self_attn.q_proj"
-    ]);
+    assert_eq!(
+        layers("method = 'gptq'\ntargets = ['*']\nignore = ['re:mlp', 'lm_head']"),
+        ["self_attn.o_proj", "self_attn.q_proj"]
+    );
 }
 
 #[test]
@@ -148,7 +142,8 @@ fn layers_that_do_not_exist_or_do_not_fit() {
     );
     assert!(refused("method = 'gptq'\ntargets = ['mlp.up_prj']").contains("did you mean `mlp.up_proj`?"));
     assert!(
-        refused("method = 'gptq'\ntargets = ['model.layers.3.mlp.*']").contains("leave out the prefix `model.layers.N.`")
+        refused("method = 'gptq'\ntargets = ['model.layers.3.mlp.*']")
+            .contains("leave out the prefix `model.layers.N.`")
     );
     assert_eq!(refused("method = 'gptq'\nignore = ['*']"), "r.toml:2: `ignore` leaves no layer to work on");
     assert_eq!(
@@ -176,9 +171,10 @@ fn experts_are_listed_once() {
 #[test]
 fn an_ignore_that_matches_nothing_is_a_warning() {
     let text = "[[stage]]\nmethod = 'gptq'\ngroup_size = 1\nignore = ['lm_head', 'lm_*', 'embed_tokens']";
-    assert_eq!(resolved(text, &[block()]).unwrap().warnings, [
-        "r.toml:4: `ignore` entry `embed_tokens` matches no layer"
-    ]);
+    assert_eq!(
+        resolved(text, &[block()]).unwrap().warnings,
+        ["r.toml:4: `ignore` entry `embed_tokens` matches no layer"]
+    );
 }
 
 #[test]
@@ -198,14 +194,8 @@ fn nothing_may_follow_quantisation_on_the_same_layer() {
 
 #[test]
 fn every_recipe_that_ships_fits_a_common_model() {
-    let layer = |name: &str, role, rows, cols| LayerShape {
-        name: name.into(),
-        role,
-        unit: 0,
-        site: name.into(),
-        rows,
-        cols,
-    };
+    let layer =
+        |name: &str, role, rows, cols| LayerShape { name: name.into(), role, unit: 0, site: name.into(), rows, cols };
     let block = vec![
         layer("self_attn.q_proj", Role::Query, 768, 768),
         layer("self_attn.k_proj", Role::Key, 256, 768),
@@ -224,4 +214,16 @@ fn every_recipe_that_ships_fits_a_common_model() {
         count += 1;
     }
     assert!(count >= 4, "{count}");
+}
+
+#[test]
+fn a_stage_keeps_its_targets_and_its_identity() {
+    let stage = |bits: u8| {
+        let text = format!("[[stage]]\nmethod = 'gptq'\nbits = {bits}\ntargets = ['self_attn.*']");
+        resolved(&text, &[block()]).unwrap().stages.remove(0).into_stage()
+    };
+    let four = stage(4);
+    assert_eq!(block().iter().map(|shape| (four.targets)(shape)).collect::<Vec<_>>(), [true, true, false, false]);
+    assert_eq!(four.identity, r#"["gptq",{"bits":4},["self_attn.o_proj","self_attn.q_proj"]]"#);
+    assert_ne!(four.identity, stage(8).identity);
 }
