@@ -25,16 +25,15 @@ enum Outcome {
 /// A name and what to do in the root of the workspace.
 type Step = (&'static str, fn(&Path) -> Result<Outcome>);
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 11] = [
     ("format", |root| cargo(root, "fmt --all --check", &[])),
     ("tidy", tidy),
     ("clippy", |root| cargo(root, "clippy --workspace --all-targets --locked -- -D warnings", &[])),
     ("core without burn", |root| cargo(root, "check -p kindling-core --no-default-features --locked", &[])),
     ("model without burn", |root| cargo(root, "check -p kindling-model --no-default-features --locked", &[])),
-    ("driver with ndarray", |root| cargo(root, "check -p xtask --features ndarray --locked", &[])),
     ("docs", |root| {
         let warnings = [("RUSTDOCFLAGS", "-D warnings")];
-        cargo(root, "doc --workspace --no-deps --features xtask/ndarray --locked", &warnings)
+        cargo(root, "doc --workspace --no-deps --locked", &warnings)
     }),
     ("tests", |root| cargo(root, "test --workspace --locked", &[])),
     ("benches once", |root| cargo(root, "test --workspace --bench * --locked", &[])),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use kindling_model::checkpoint::{Checkpoint, DType, OutTensor, Writer, WriterOptions, decode_i32, decode_i64};
-use kindling_model::tokenizer::Tokenizer;
+use kindling_model::tokenizer::{Tokenizer, with_unix_line_ends};
 use kindling_model::{ModelError, ModelFiles};
 
 use crate::error::{OrUser, user};
@@ -46,7 +46,7 @@ pub(crate) fn tokenizer(files: &ModelFiles) -> Result<Tokenizer> {
     Ok(tokenizer.with_eos_ids(&files.spec().eos))
 }
 
-/// A text that is not empty.
+/// A text that is not empty, with line ends as `\n`: the protocol of published perplexities.
 pub(crate) fn text(path: &Path) -> Result<String> {
     let name = path.display();
     let bytes = std::fs::read(path).map_err(|error| user(format!("cannot read the text {name}: {error}")))?;
@@ -56,7 +56,7 @@ pub(crate) fn text(path: &Path) -> Result<String> {
     if text.trim().is_empty() {
         return Err(user(format!("{name}: the text is empty")));
     }
-    Ok(text)
+    Ok(with_unix_line_ends(text))
 }
 
 /// The documents of a file with one JSON object a line.

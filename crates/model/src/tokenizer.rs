@@ -47,7 +47,12 @@ pub fn read_document(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })?;
     let text = String::from_utf8(bytes).map_err(|error| file_error(path, format!("is not UTF-8 text: {error}")))?;
-    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
+    Ok(with_unix_line_ends(text))
+}
+
+/// The text with `\r\n` and lone `\r` as `\n`.
+pub fn with_unix_line_ends(text: String) -> String {
+    if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text }
 }
 
 /// The texts of the special tokens, from `tokenizer_config.json`, else `special_tokens_map.json`.

@@ -103,7 +103,7 @@ pub(crate) fn run(args: &Compress, device_name: DeviceName) -> Result<()> {
     let (before, after) = speed::compare(&files, &out, &texts.set, &device, &cx)?;
     let run = Run { args, name, files: &files, out: &out, recipe: &recipe, set: &texts.set, outcome: &outcome };
     let mut report = run.report(warnings)?;
-    report.measured = Some(run.measured(device_name, seconds));
+    report.measured = Some(run.measured(device_name, seconds, peak_memory));
     speed::record(&mut report, before, after);
 
     if let Some(probe) = &outcome.probe {

@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Verify, device_name: DeviceName) -> Result<()> {
     found.logits = probe.zip(logits).map(|(probe, logits)| distance(&probe.logits, &logits, files.spec().vocab_size));
 
     if let Some(Distance { max_difference, relative, .. }) = found.logits
-        && !(relative <= TOLERANCE)
+        && (relative > TOLERANCE || relative.is_nan())
     {
         return Err(user(format!(
             "{}: the logits differ by up to {max_difference:.2e} ({relative:.1e} of the largest) from those of the run \

@@ -166,6 +166,9 @@ pub(crate) struct Measured {
     pub machine: String,
     /// Wall-clock seconds of the run.
     pub seconds: f64,
+    /// The most memory the run held, in bytes, pages of mapped files not counted; absent where it cannot be known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
     /// Speed of the dense model; absent if it was not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Speed>,
@@ -314,6 +317,7 @@ pub(super) fn example() -> Report {
         measured: Some(Measured {
             machine: "AMD EPYC 9V74, 2 threads, flex".into(),
             seconds: 14.2,
+            peak_memory: Some(24_000_000),
             before: Some(Speed { prefill_tok_s: 5210.0, decode_tok_s: 812.0 }),
             after: Some(Speed { prefill_tok_s: 4987.0, decode_tok_s: 1093.0 }),
             module_seconds: (0..modules.len()).map(|i| (5 + i % 7) as f64 / 100.0).collect(),

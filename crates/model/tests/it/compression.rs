@@ -114,9 +114,9 @@ fn a_run_cancelled_at_every_block_and_resumed_writes_the_same_bytes() {
         assert_eq!(resumed.records.len(), outcome.records.len());
 
         // Another seed or text is another run.
-        let message = |set, cx| run(&model, part.path(), true, set, &cx).unwrap_err().to_string();
-        assert!(message(&set(3), Cx::new(2)).contains("differs in seed"));
-        assert!(message(&set(4), Cx::new(1)).contains("differs in calibration text"));
+        let message = |set: &CalibrationSet, seed| run(&model, part.path(), true, set, &Cx::new(seed)).unwrap_err().to_string();
+        assert!(message(&set(3), 2).contains("differs in seed"));
+        assert!(message(&set(4), 1).contains("differs in calibration text"));
     }
 }
 

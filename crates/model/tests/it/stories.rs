@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use kindling_model::evaluate::perplexity;
 use kindling_model::generate::{Request, generate};
-use kindling_model::tokenizer::Tokenizer;
+use kindling_model::tokenizer::{Tokenizer, read_document};
 
 use crate::common::{load, shared};
 
@@ -18,7 +18,7 @@ fn perplexity_and_greedy_text_of_stories260k() {
     let model = load(&dir);
     let tokenizer = Tokenizer::open(&dir).unwrap();
 
-    let ids = tokenizer.encode_document(&std::fs::read_to_string(text).unwrap()).unwrap();
+    let ids = tokenizer.encode_document(&read_document(text).unwrap()).unwrap();
     let measured = perplexity(&model, &ids, 256, |_| ()).unwrap();
     assert_eq!(measured.tokens as u64, expected["tokens"].as_u64().unwrap());
     assert_eq!(measured.scored as u64, expected["scored"].as_u64().unwrap());

@@ -60,12 +60,13 @@ impl Run<'_> {
     }
 
     /// What depends on the machine and the moment, speeds aside.
-    pub(super) fn measured(&self, device: DeviceName, seconds: f64) -> Measured {
+    pub(super) fn measured(&self, device: DeviceName, seconds: f64, peak_memory: Option<u64>) -> Measured {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         Measured {
             machine: format!("{}, {threads} thread{plural}, {device}", doctor::cpu()),
             seconds,
+            peak_memory,
             before: None,
             after: None,
             module_seconds: self.compressed().map(|record| record.seconds).collect(),
