@@ -14,9 +14,7 @@ fn solve(criterion: &mut Criterion) {
         for entry in kindling_prune::METHODS.iter().chain(kindling_quant::METHODS) {
             let options: Options = match entry.family {
                 Family::Prune => [("sparsity", Value::Float(0.5))].into_iter().collect(),
-                Family::Quantise => {
-                    [("bits", Value::Int(4)), ("group_size", Value::Int(128))].into_iter().collect()
-                }
+                Family::Quantise => [("bits", Value::Int(4)), ("group_size", Value::Int(128))].into_iter().collect(),
             };
             // Methods that act on whole blocks have no square layer to act on.
             if let Ok(Method::Layer(method)) = (entry.build)(&options) {

@@ -122,7 +122,10 @@ impl Row<'_> {
 
 /// The length of the longest end of `text` that begins `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
-    (1..stop.len().min(text.len() + 1)).rev().find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n])).unwrap_or(0)
+    (1..stop.len().min(text.len() + 1))
+        .rev()
+        .find(|&n| stop.is_char_boundary(n) && text.ends_with(&stop[..n]))
+        .unwrap_or(0)
 }
 
 fn input(error: impl std::fmt::Display) -> ModelError {
@@ -186,8 +189,7 @@ pub fn generate(
                 Some(_) => row.request.prompt[0],
                 None => {
                     let position = row.history.len() as u64;
-                    let id =
-                        row.sampler.sample(logits, &row.history, row.request.id, position).map_err(input)?;
+                    let id = row.sampler.sample(logits, &row.history, row.request.id, position).map_err(input)?;
                     if let Some(text) = row.push(id)?
                         && each(Event::Text(index, text)).is_break()
                     {

@@ -64,7 +64,8 @@ fn other_tensors(spec: &Spec, block: &BlockSpec) -> Vec<BlockTensor> {
     let mut list = Vec::new();
     let mut push = |name: String, shape: Vec<usize>| list.push(BlockTensor { name, shape });
     let norms = block.norms;
-    for name in [norms.attention_input, norms.attention_output, norms.mlp_input, norms.mlp_output].into_iter().flatten() {
+    for name in [norms.attention_input, norms.attention_output, norms.mlp_input, norms.mlp_output].into_iter().flatten()
+    {
         push(format!("{name}.weight"), vec![spec.hidden_size]);
     }
     match &block.attention {

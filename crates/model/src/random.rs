@@ -79,9 +79,7 @@ pub fn random_checkpoint(
     let mut parts: Vec<Vec<(String, Vec<usize>)>> = vec![vec![(EMBEDDING.into(), matrix.clone())]];
     for i in 0..spec.blocks.len() {
         let prefix = block_prefix(i);
-        parts.push(
-            tensors_of_block(&spec, i).into_iter().map(|t| (format!("{prefix}{}", t.name), t.shape)).collect(),
-        );
+        parts.push(tensors_of_block(&spec, i).into_iter().map(|t| (format!("{prefix}{}", t.name), t.shape)).collect());
     }
     let mut last = vec![(FINAL_NORM.to_string(), vec![spec.hidden_size])];
     if !spec.tied {

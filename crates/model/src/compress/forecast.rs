@@ -68,12 +68,10 @@ pub fn forecast(files: &ModelFiles, stages: &[Stage], targets: &[Vec<Targeted>],
     output += (ends + spec.hidden_size as u64) as f64 * dense_bits / 8.0;
     let head = set.evaluation.as_ref().map_or(0, |evaluation| {
         // The head in f32 (twice while it is read), logits and log-probabilities of both models.
-        size(if spec.tied { EMBEDDING } else { HEAD }) * 8
-            + (evaluation.window() * spec.vocab_size * 4 * 6) as u64
+        size(if spec.tied { EMBEDDING } else { HEAD }) * 8 + (evaluation.window() * spec.vocab_size * 4 * 6) as u64
     });
-    let streams = |windows: &super::TokenWindows, copies: u64| {
-        (windows.tokens() * spec.hidden_size * 4) as u64 * copies * 2
-    };
+    let streams =
+        |windows: &super::TokenWindows, copies: u64| (windows.tokens() * spec.hidden_size * 4) as u64 * copies * 2;
     let scratch = streams(&set.calibration, 1) + set.evaluation.as_ref().map_or(0, |e| streams(e, 2)) + output as u64;
     let base = 64 << 20;
     let parts = vec![

@@ -64,12 +64,7 @@ fn part_dir(work: &Path, block: usize) -> PathBuf {
 }
 
 /// Writes the tensors of a finished block. `stored` is in the order of its projections.
-pub(super) fn write_part(
-    files: &ModelFiles,
-    work: &Path,
-    block: usize,
-    stored: Vec<StoredProjection>,
-) -> Result<()> {
+pub(super) fn write_part(files: &ModelFiles, work: &Path, block: usize, stored: Vec<StoredProjection>) -> Result<()> {
     let prefix = block_prefix(block);
     let mut tensors: Vec<OutTensor<'_>> = Vec::new();
     let mut replaced = BTreeSet::new();
@@ -120,10 +115,13 @@ pub(super) fn assemble(
     let blocks = files.spec().blocks.len();
     let parts = (0..blocks).map(|i| Checkpoint::open(part_dir(work, i))).collect::<Result<Vec<_>, _>>()?;
     let of_blocks: BTreeSet<String> = (0..blocks)
-        .flat_map(|i| tensors_of_block(files.spec(), i).into_iter().map(move |t| format!("{}{}", block_prefix(i), t.name)))
+        .flat_map(|i| {
+            tensors_of_block(files.spec(), i).into_iter().map(move |t| format!("{}{}", block_prefix(i), t.name))
+        })
         .collect();
     // Embedding, head, norm, and whatever else the source has that no block of the decoder uses.
-    let others: Vec<String> = files.checkpoint().names().filter(|n| !of_blocks.contains(*n)).map(str::to_string).collect();
+    let others: Vec<String> =
+        files.checkpoint().names().filter(|n| !of_blocks.contains(*n)).map(str::to_string).collect();
 
     let mut shards: Vec<Vec<(&Checkpoint, String)>> = vec![Vec::new()];
     let (mut filled, mut total) = (0u64, 0u64);
@@ -156,7 +154,7 @@ pub(super) fn assemble(
         let from = files.dir().join(name);
         if from.is_file() {
             let bytes = std::fs::read(&from).map_err(ModelError::io(&from))?;
-            atomic_write(&out.join(name), &bytes)?;
+            atomic_write(out.join(name), &bytes)?;
         }
     }
     let mut config = files.config().clone();
@@ -165,7 +163,7 @@ pub(super) fn assemble(
     }
     let mut text = serde_json::to_string_pretty(&config).map_err(|e| ModelError::Input(format!("config.json: {e}")))?;
     text.push('\n');
-    atomic_write(&out.join("config.json"), text.as_bytes())?;
+    atomic_write(out.join("config.json"), text.as_bytes())?;
     Ok(total)
 }
 

@@ -58,7 +58,9 @@ pub enum StateError {
         reason: String,
     },
     /// The run was another one.
-    #[error("{path}: the interrupted run differs in {what} (it had {before}, now {now}); give the same arguments, or start again with --force")]
+    #[error(
+        "{path}: the interrupted run differs in {what} (it had {before}, now {now}); give the same arguments, or start again with --force"
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -123,8 +125,8 @@ impl State {
 
     pub(super) fn save(&self, work: &Path) -> Result<()> {
         let path = Self::path(work);
-        let json = serde_json::to_vec_pretty(self)
-            .map_err(|error| ModelError::Input(format!("state of the run: {error}")))?;
+        let json =
+            serde_json::to_vec_pretty(self).map_err(|error| ModelError::Input(format!("state of the run: {error}")))?;
         Ok(atomic_write(&path, &json)?)
     }
 
@@ -139,9 +141,7 @@ impl State {
         let differing = state.identity.parts().into_iter().zip(identity.parts()).find(|(a, b)| a.1 != b.1);
         match differing {
             None => Ok(state),
-            Some(((what, before), (_, now))) => {
-                Err(StateError::Mismatch { path, what: what.into(), before, now })
-            }
+            Some(((what, before), (_, now))) => Err(StateError::Mismatch { path, what: what.into(), before, now }),
         }
     }
 }

@@ -112,9 +112,8 @@ impl RawConfig {
 
     /// Token ids given as one number or a list.
     pub fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let one = |v: &Value| {
-            v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(key, "token ids", v))
-        };
+        let one =
+            |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(key, "token ids", v));
         match self.get(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(one).collect(),

@@ -77,7 +77,11 @@ impl RopeSpec {
         };
         if !(partial > 0.0 && partial <= 1.0) {
             let expected = "a fraction above 0, at most 1".into();
-            return Err(ConfigError::Value { key: "partial_rotary_factor".into(), expected, found: partial.to_string() });
+            return Err(ConfigError::Value {
+                key: "partial_rotary_factor".into(),
+                expected,
+                found: partial.to_string(),
+            });
         }
         let dim = (head_dim as f64 * partial) as usize;
         let kind = match rope.maybe_text("rope_type")? {
@@ -136,9 +140,8 @@ impl RopeSpec {
     /// Angle per position of every pair of dimensions, for a text of `len` positions, and the factor on cos and sin.
     pub fn frequencies(&self, len: usize) -> (Vec<f64>, f64) {
         let dim = self.dim as f64;
-        let series = |theta: f64| -> Vec<f64> {
-            (0..self.dim / 2).map(|i| theta.powf(-(2.0 * i as f64) / dim)).collect()
-        };
+        let series =
+            |theta: f64| -> Vec<f64> { (0..self.dim / 2).map(|i| theta.powf(-(2.0 * i as f64) / dim)).collect() };
         let plain = series(self.theta);
         match self.kind {
             RopeKind::Default => (plain, 1.0),

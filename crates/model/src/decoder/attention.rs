@@ -18,6 +18,7 @@ pub(super) struct Attention {
 
 /// The projections before the heads.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one per block, and never moved in a hot loop")]
 pub(super) enum Inputs {
     /// One each, with optional norms.
     Separate { query: Projection, key: Projection, value: Projection, norms: Option<(RmsNorm, RmsNorm)> },
@@ -29,6 +30,7 @@ pub(super) enum Inputs {
 
 /// The query side of latent attention.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one per block, and never moved in a hot loop")]
 pub(super) enum LatentQuery {
     Full(Projection),
     Factored { down: Projection, norm: RmsNorm, up: Projection },
@@ -114,9 +116,7 @@ impl Attention {
                 up.forward(latent)?
             }
         };
-        let turned = |x: Tensor<4>| {
-            cx.rotary.apply(if interleaved { Rotary::halves_from_pairs(x) } else { x })
-        };
+        let turned = |x: Tensor<4>| cx.rotary.apply(if interleaved { Rotary::halves_from_pairs(x) } else { x });
         let q = heads(q, count);
         let q_rope = turned(q.clone().slice(s![.., .., .., nope_dim..nope_dim + rope_dim]));
         let q = Tensor::cat(vec![q.slice(s![.., .., .., 0..nope_dim]), q_rope], 3);

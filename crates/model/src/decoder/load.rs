@@ -35,10 +35,8 @@ impl ModelFiles {
         let path = checkpoint.dir().join("config.json");
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
         let spec = config::parse(&text).map_err(|source| ModelError::Config { path: path.clone(), source })?;
-        let config: serde_json::Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
-            path,
-            source: config::ConfigError::Json(error.to_string()),
-        })?;
+        let config: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|error| ModelError::Config { path, source: config::ConfigError::Json(error.to_string()) })?;
         let quantization =
             config.get("quantization_config").filter(|q| !q.is_null()).map(QuantizationConfig::parse).transpose()?;
         let files = Self { checkpoint, spec, config, quantization };
@@ -73,9 +71,9 @@ impl ModelFiles {
 
     /// The type of the weights: what the projections of block 0 are stored in.
     pub fn dtype(&self) -> DType {
-        let first = projections_of_block(&self.spec, 0).into_iter().find_map(|p| {
-            self.checkpoint.info(&format!("{}{}.weight", block_prefix(0), p.shape.name)).ok()
-        });
+        let first = projections_of_block(&self.spec, 0)
+            .into_iter()
+            .find_map(|p| self.checkpoint.info(&format!("{}{}.weight", block_prefix(0), p.shape.name)).ok());
         first.map(|info| info.dtype).or(self.spec.dtype).unwrap_or(DType::F32)
     }
 
@@ -173,25 +171,19 @@ impl ModelFiles {
             AttentionSpec::Latent { q_rank, .. } => {
                 let query = match q_rank {
                     None => LatentQuery::Full(next()?),
-                    Some(_) => LatentQuery::Factored {
-                        down: next()?,
-                        norm: norm("self_attn.q_a_layernorm")?,
-                        up: next()?,
-                    },
+                    Some(_) => {
+                        LatentQuery::Factored { down: next()?, norm: norm("self_attn.q_a_layernorm")?, up: next()? }
+                    }
                 };
                 Inputs::Latent { query, down: next()?, norm: norm("self_attn.kv_a_layernorm")?, up: next()? }
             }
         };
-        let attention =
-            Attention { spec: block.attention.clone(), window: block.window, inputs, output: next()? };
+        let attention = Attention { spec: block.attention.clone(), window: block.window, inputs, output: next()? };
 
         let mlp = match &block.mlp {
             MlpSpec::Gated { fused, activation, .. } => {
-                let inputs = if *fused {
-                    GateUp::Fused(next()?)
-                } else {
-                    GateUp::Separate { gate: next()?, up: next()? }
-                };
+                let inputs =
+                    if *fused { GateUp::Fused(next()?) } else { GateUp::Separate { gate: next()?, up: next()? } };
                 Mlp::Gated(GatedMlp { inputs, down: next()?, activation: *activation })
             }
             MlpSpec::Experts { count, top_k, shared_inner, activation, gating, names, .. } => {

@@ -16,6 +16,7 @@ pub(super) struct GatedMlp {
 
 /// Gate and up.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one per block, and never moved in a hot loop")]
 pub(super) enum GateUp {
     Separate { gate: Projection, up: Projection },
     Fused(Projection),

@@ -111,7 +111,13 @@ impl Decoder {
     ///
     /// A shorter row is padded on the left: `padding[b]` tells how much, counted from position 0 of the store
     /// (empty: none). Returns logits `[batch, tokens or 1, vocabulary]`.
-    pub fn forward(&self, ids: &[Vec<u32>], padding: &[usize], kv: &mut dyn KvStore, wanted: Wanted) -> Result<Tensor<3>> {
+    pub fn forward(
+        &self,
+        ids: &[Vec<u32>],
+        padding: &[usize],
+        kv: &mut dyn KvStore,
+        wanted: Wanted,
+    ) -> Result<Tensor<3>> {
         self.run(ids, padding, kv, wanted, None)
     }
 

@@ -56,9 +56,8 @@ impl Progress for CancelAfter {
 }
 
 fn set(seed: u32) -> CalibrationSet {
-    let rows = |from: u32, count: u32| {
-        (0..count).map(|r| (0..24).map(|t| (from + r * 31 + t * 7) % 320).collect()).collect()
-    };
+    let rows =
+        |from: u32, count: u32| (0..count).map(|r| (0..24).map(|t| (from + r * 31 + t * 7) % 320).collect()).collect();
     CalibrationSet {
         calibration: TokenWindows::from_rows("made up", rows(seed, 12)).unwrap(),
         evaluation: Some(TokenWindows::from_rows("made up", rows(seed + 5, 3)).unwrap()),
@@ -67,12 +66,8 @@ fn set(seed: u32) -> CalibrationSet {
 
 fn run(model: &Path, out: &Path, resume: bool, set: &CalibrationSet, cx: &Cx) -> Result<Outcome, ModelError> {
     let files = ModelFiles::open(model).unwrap();
-    let options = CompressOptions {
-        out: out.to_path_buf(),
-        resume,
-        max_shard_bytes: 200_000,
-        device_name: "flex".into(),
-    };
+    let options =
+        CompressOptions { out: out.to_path_buf(), resume, max_shard_bytes: 200_000, device_name: "flex".into() };
     compress(&files, &stages(|_| true), set, &options, &device(), cx)
 }
 
@@ -114,7 +109,8 @@ fn a_run_cancelled_at_every_block_and_resumed_writes_the_same_bytes() {
         assert_eq!(resumed.records.len(), outcome.records.len());
 
         // Another seed or text is another run.
-        let message = |set: &CalibrationSet, seed| run(&model, part.path(), true, set, &Cx::new(seed)).unwrap_err().to_string();
+        let message =
+            |set: &CalibrationSet, seed| run(&model, part.path(), true, set, &Cx::new(seed)).unwrap_err().to_string();
         assert!(message(&set(3), 2).contains("differs in seed"));
         assert!(message(&set(4), 1).contains("differs in calibration text"));
     }
@@ -127,7 +123,8 @@ fn what_is_written_computes_what_the_run_computed() {
         let outcome = run(&fixture(&format!("hf/{family}")), out.path(), false, &set(3), &Cx::new(1)).unwrap();
         let probe = outcome.probe.unwrap();
         let model = load(out.path());
-        let logits = model.forward(&[probe.ids.clone()], &[], &mut model.new_kv(), Wanted::AllLogits).unwrap();
+        let logits =
+            model.forward(std::slice::from_ref(&probe.ids), &[], &mut model.new_kv(), Wanted::AllLogits).unwrap();
         let difference = distance(&values(logits), &probe.logits);
         assert!(difference <= 1e-4, "{family}: {difference}");
         assert!(outcome.mean_kl.unwrap() > 0.0);

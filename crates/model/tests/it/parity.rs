@@ -38,8 +38,7 @@ fn logits_and_hidden_states_equal_transformers() {
 
 #[test]
 fn every_family_has_a_fixture() {
-    let seen: Vec<&str> =
-        cases().iter().map(|case| ModelFiles::open(case).unwrap().spec().family).collect();
+    let seen: Vec<&str> = cases().iter().map(|case| ModelFiles::open(case).unwrap().spec().family).collect();
     for family in FAMILIES {
         assert!(seen.contains(&family.model_type), "{}", family.model_type);
     }
@@ -67,10 +66,7 @@ fn greedy_ids_equal_transformers() {
 /// Dynamic frequencies change with the length of the text, so keys that are already stored keep older ones: there,
 /// and in transformers too, steps and the whole differ.
 fn is_dynamic(case: &std::path::Path) -> bool {
-    matches!(
-        ModelFiles::open(case).unwrap().spec().rope.kind,
-        kindling_model::config::RopeKind::Dynamic { .. }
-    )
+    matches!(ModelFiles::open(case).unwrap().spec().rope.kind, kindling_model::config::RopeKind::Dynamic { .. })
 }
 
 #[test]

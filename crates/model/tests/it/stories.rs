@@ -39,7 +39,9 @@ fn perplexity_and_greedy_text_of_stories260k() {
         stop: Vec::new(),
         prompt,
     };
-    let out = generate(&model, Some(&tokenizer), &[request.clone()], |_| ControlFlow::Continue(())).unwrap().remove(0);
+    let out = generate(&model, Some(&tokenizer), std::slice::from_ref(&request), |_| ControlFlow::Continue(()))
+        .unwrap()
+        .remove(0);
     assert_eq!(out.ids, all[request.prompt.len()..]);
     let whole = tokenizer.decode(&all, true).unwrap();
     assert_eq!(whole, greedy["text"].as_str().unwrap());

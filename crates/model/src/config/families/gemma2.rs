@@ -4,8 +4,11 @@ use super::Family;
 use super::common::{Sizes, activation, plain, set_windows, windows};
 use crate::config::{BlockNorms, ConfigError, RawConfig, Spec};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "gemma2", paper: "Gemma 2: Improving Open Language Models at a Practical Size, arXiv 2408.00118", spec };
+pub(super) const FAMILY: Family = Family {
+    model_type: "gemma2",
+    paper: "Gemma 2: Improving Open Language Models at a Practical Size, arXiv 2408.00118",
+    spec,
+};
 
 fn spec(raw: &RawConfig) -> Result<Spec, ConfigError> {
     let sizes = Sizes { head_dim: raw.maybe_size("head_dim")?.unwrap_or(256), ..Sizes::read(raw)? };

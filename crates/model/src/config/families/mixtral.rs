@@ -4,8 +4,7 @@ use super::Family;
 use super::common::{Sizes, activation, plain, set_windows, windows};
 use crate::config::{ConfigError, ExpertGating, ExpertNames, MlpSpec, RawConfig, Spec};
 
-pub(super) const FAMILY: Family =
-    Family { model_type: "mixtral", paper: "Mixtral of Experts, arXiv 2401.04088", spec };
+pub(super) const FAMILY: Family = Family { model_type: "mixtral", paper: "Mixtral of Experts, arXiv 2401.04088", spec };
 
 fn spec(raw: &RawConfig) -> Result<Spec, ConfigError> {
     let sizes = Sizes::read(raw)?;
