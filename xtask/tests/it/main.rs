@@ -6,6 +6,7 @@ mod fixtures;
 mod interruptions;
 mod mistakes;
 mod models;
+mod reproduction;
 
 use std::process::{Command, Output};
 
