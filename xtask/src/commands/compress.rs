@@ -29,7 +29,7 @@ use kindling_model::compress::{self as model, CompressOptions, Outcome, Stage, f
 use kindling_model::{ModelError, ModelFiles};
 use kindling_tensor_backend::device::{DeviceName, device};
 
-use self::figures::Run;
+use self::figures::{Run, notes};
 use self::folder::Folder;
 use super::verify::{RECIPE_FILE, VERIFY_FILE, write_probe};
 use super::{blocks_of, named_model, workspace};
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Compress, device_name: DeviceName) -> Result<()> {
     let peak_memory = watch.stop();
     let seconds = started.elapsed().as_secs_f64();
 
-    warnings.extend(outcome.warnings.iter().cloned());
+    warnings.extend(notes(&outcome.records));
     let recipe = recipe.normalised()?;
     let (before, after) = speed::compare(&files, &out, &texts.set, &device, &cx)?;
     let run = Run { args, name, files: &files, out: &out, recipe: &recipe, set: &texts.set, outcome: &outcome };

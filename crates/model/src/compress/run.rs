@@ -42,8 +42,6 @@ pub struct CompressOptions {
 pub struct Outcome {
     /// What became of every projection.
     pub records: Vec<LayerRecord>,
-    /// What the user should know.
-    pub warnings: Vec<String>,
     /// Perplexity of the dense model on the evaluation windows.
     pub before: Option<Perplexity>,
     /// Perplexity of the compressed model on the same.
@@ -119,7 +117,7 @@ pub fn compress(
         (before, after) = (Some(quality.before), Some(quality.after));
         (mean_kl, probe) = (Some(quality.mean_kl), quality.probe);
     }
-    Ok(Outcome { records: state.records, warnings: state.warnings, before, after, mean_kl, bytes, probe })
+    Ok(Outcome { records: state.records, before, after, mean_kl, bytes, probe })
 }
 
 /// What the evaluation windows show.
@@ -246,7 +244,6 @@ impl Run<'_> {
         for (((projection, before), work), target) in pairs.zip(working).zip(targets) {
             let site = samples.as_ref().and_then(|seen| seen.get(&projection.shape.site));
             let (record, out) = self.record(index, projection, before, work, target, site)?;
-            state.warnings.extend(record.notes.iter().map(|note| format!("block {index}, {}: {note}", record.name)));
             state.records.push(record);
             stored.push(out);
         }

@@ -106,7 +106,6 @@ pub(super) struct State {
     /// The first block that is not finished.
     pub(super) next_block: usize,
     pub(super) records: Vec<LayerRecord>,
-    pub(super) warnings: Vec<String>,
 }
 
 /// The text form of a hash, short enough for a message.
@@ -116,7 +115,7 @@ pub(super) fn digest(text: &str) -> String {
 
 impl State {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, next_block: 0, records: Vec::new(), warnings: Vec::new() }
+        Self { identity, next_block: 0, records: Vec::new() }
     }
 
     pub(super) fn path(work: &Path) -> PathBuf {

@@ -15,6 +15,25 @@ use crate::commands::{bytes_on_disk, doctor};
 use crate::report::Report;
 use crate::report::data::{Calibration, Figures, Measured, ModelInfo, Module, Protocol, SCHEMA, Share};
 
+/// The notes of all layers, each once: with the block where it is one, with their number where they are many.
+pub(super) fn notes(records: &[LayerRecord]) -> Vec<String> {
+    let mut seen: Vec<(&str, &str, Vec<usize>)> = Vec::new();
+    for record in records {
+        for note in &record.notes {
+            match seen.iter_mut().find(|(name, text, _)| *name == record.name && *text == note) {
+                Some((_, _, blocks)) => blocks.push(record.block),
+                None => seen.push((&record.name, note, vec![record.block])),
+            }
+        }
+    }
+    seen.iter()
+        .map(|(name, note, blocks)| match blocks.as_slice() {
+            [block] => format!("block {block}, {name}: {note}"),
+            many => format!("{name} of {} blocks: {note}", many.len()),
+        })
+        .collect()
+}
+
 /// A finished run.
 pub(super) struct Run<'a> {
     pub(super) args: &'a Compress,
