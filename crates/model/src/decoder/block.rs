@@ -1,12 +1,16 @@
 //! One decoder block.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use kindling_tensor_backend::formats::{Bitmask, Sparse, Weight};
 
 use super::attention::Attention;
 use super::experts::Experts;
 use super::mlp::GatedMlp;
 use super::{ForwardCx, Projection, RmsNorm};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
+
+/// From this share of zeros on a weight counts as pruned, and a bitmask is smaller than all values.
+const PRUNED: f64 = 0.2;
 
 /// Attention and MLP around the residual stream, with norms where the family has them.
 #[derive(Debug, Clone)]
@@ -58,6 +62,29 @@ impl DecoderBlock {
             Mlp::Experts(experts) => experts.projections_mut(),
         });
         list
+    }
+
+    /// Holds pruned dense weights in a sparse format: N:M where they obey a pattern, else a bitmask where that is smaller.
+    ///
+    /// The values stay the same.
+    pub(super) fn repack(&mut self, device: &Device) -> Result<()> {
+        for projection in self.projections_mut() {
+            if !matches!(projection.weight, Weight::Dense(_)) {
+                continue;
+            }
+            let values = projection.weight.to_dense(device)?.into_data().convert::<f32>().try_to_vec::<f32>();
+            let values = values.map_err(|error| ModelError::Input(format!("{}: {error:?}", projection.shape.name)))?;
+            let zeros = values.iter().filter(|&&w| w == 0.0).count();
+            if (zeros as f64) < PRUNED * values.len() as f64 {
+                continue;
+            }
+            let (rows, cols) = (projection.shape.rows, projection.shape.cols);
+            projection.weight = match Sparse::detect(rows, cols, &values) {
+                Some((pattern, axis)) => Weight::Sparse(Sparse::from_host(rows, cols, &values, pattern, axis)?),
+                None => Weight::Bitmask(Bitmask::from_host(rows, cols, &values)?),
+            };
+        }
+        Ok(())
     }
 
     /// Bytes that its weights hold in memory.

@@ -66,9 +66,14 @@ pub enum Wanted {
 }
 
 impl Decoder {
-    /// Loads every block of a checkpoint.
+    /// Loads every block of a checkpoint. Pruned weights, which files hold dense, become sparse again.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let blocks = (0..files.spec().blocks.len()).map(|i| files.block(i, device)).collect::<Result<_>>()?;
+        let load = |i| {
+            let mut block = files.block(i, device)?;
+            block.repack(device)?;
+            Ok(block)
+        };
+        let blocks = (0..files.spec().blocks.len()).map(load).collect::<Result<_>>()?;
         Ok(Self { spec: files.spec().clone(), ends: files.ends(device)?, blocks, device: device.clone() })
     }
 

@@ -133,6 +133,55 @@ fn what_is_written_computes_what_the_run_computed() {
     }
 }
 
+/// Keeps every other weight, along the inputs or without a pattern.
+struct Halve;
+
+impl LayerMethod for Halve {
+    fn needs(&self) -> Needs {
+        Needs::Nothing
+    }
+    fn bits_per_weight(&self, _: &LayerShape, dense_bits: f64) -> f64 {
+        dense_bits
+    }
+    fn compress(&self, layer: &Layer, _: &Stats, _: &Cx) -> Result<Compressed> {
+        let mut weight = values(layer.weight.clone());
+        let kept = |i: usize| {
+            if layer.shape.name.starts_with("mlp") { i % 4 < 2 } else { (i * i + i / 3).count_ones().is_multiple_of(2) }
+        };
+        weight.iter_mut().enumerate().filter(|(i, _)| !kept(*i)).for_each(|(_, w)| *w = 0.0);
+        let data = burn::tensor::TensorData::new(weight, [layer.shape.rows, layer.shape.cols]);
+        let weight = CompressedWeight::Dense(burn::tensor::Tensor::from_data(data, &device()));
+        Ok(Compressed { weight, mask: None, notes: Vec::new() })
+    }
+}
+
+#[test]
+fn pruned_weights_are_sparse_again_once_loaded() {
+    let mut stages = stages(|_| true);
+    stages[0].method = Method::Layer(Box::new(Halve));
+    let out = tempfile::tempdir().unwrap();
+    let files = ModelFiles::open(fixture("hf/llama")).unwrap();
+    let options = CompressOptions {
+        out: out.path().to_path_buf(),
+        resume: false,
+        max_shard_bytes: u64::MAX,
+        device_name: "flex".into(),
+    };
+    let outcome = compress(&files, &stages, &set(3), &options, &device(), &Cx::new(1)).unwrap();
+    let model = load(out.path());
+    for projection in model.blocks()[0].projections() {
+        let pattern = if projection.shape.name.starts_with("mlp") { "sparse 2:4" } else { "bitmask" };
+        let name = projection.weight.format_name();
+        assert!(name.starts_with(pattern), "{}: {name}", projection.shape.name);
+    }
+    let dense = load(&fixture("hf/llama"));
+    let [sparse, dense] = [&model, &dense].map(|model| model.blocks()[0].bytes());
+    assert!(sparse * 4 < dense * 3, "{sparse} of {dense} bytes");
+    let probe = outcome.probe.unwrap();
+    let logits = model.forward(std::slice::from_ref(&probe.ids), &[], &mut model.new_kv(), Wanted::AllLogits).unwrap();
+    assert!(distance(&values(logits), &probe.logits) <= 1e-4);
+}
+
 #[test]
 fn stages_that_match_nothing_or_come_after_quantisation_are_refused() {
     let files = ModelFiles::open(fixture("hf/llama")).unwrap();
