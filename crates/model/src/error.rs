@@ -12,13 +12,16 @@ pub enum ModelError {
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::CheckpointError),
     /// `config.json` does not describe a model of a known family.
-    #[error("{path}: {source}")]
+    #[error("{dir}: {source}")]
     Config {
-        /// The file.
-        path: PathBuf,
+        /// The folder of the file.
+        dir: PathBuf,
         /// What is wrong with it.
         source: crate::config::ConfigError,
     },
+    /// A folder of weights without a configuration.
+    #[error("{0}: there is no config.json beside the weights: copy it from where they came from")]
+    NoConfig(PathBuf),
     /// The quantisation part of `config.json` or the tensors it describes cannot be used.
     #[error(transparent)]
     CompressedTensors(#[from] crate::compressed_tensors::CompressedTensorsError),
@@ -31,8 +34,10 @@ pub enum ModelError {
         source: std::io::Error,
     },
     /// A tensor has another shape than the configuration asks for.
-    #[error("tensor `{tensor}`: config.json asks for shape {expected:?}, the checkpoint has {found:?}")]
+    #[error("{dir}: tensor `{tensor}`: config.json asks for shape {expected:?}, the checkpoint has {found:?}")]
     Shape {
+        /// The folder of the checkpoint.
+        dir: PathBuf,
         /// The tensor.
         tensor: String,
         /// By the configuration.

@@ -73,8 +73,8 @@ pub fn random_checkpoint(
     max_shard_bytes: u64,
     cx: &Cx,
 ) -> Result<u64> {
-    let spec = config::parse(&config.to_string())
-        .map_err(|source| ModelError::Config { path: out.join("config.json"), source })?;
+    let spec =
+        config::parse(&config.to_string()).map_err(|source| ModelError::Config { dir: out.to_path_buf(), source })?;
     let matrix = vec![spec.vocab_size, spec.hidden_size];
     let mut parts: Vec<Vec<(String, Vec<usize>)>> = vec![vec![(EMBEDDING.into(), matrix.clone())]];
     for i in 0..spec.blocks.len() {

@@ -69,15 +69,15 @@ fn missing_parts_of_a_checkpoint_are_named() {
 
     let model = desk.model("family");
     desk.configure("family", "model_type", json!("mamba"));
-    insta::assert_snapshot!(with(&model), @"family/config.json: config.json: unknown model_type `mamba` (known: llama, mistral, qwen2, qwen3, gemma2, phi3, olmo2, mixtral, deepseek_v3)");
+    insta::assert_snapshot!(with(&model), @"family: config.json: unknown model_type `mamba` (known: llama, mistral, qwen2, qwen3, gemma2, phi3, olmo2, mixtral, deepseek_v3)");
 
     let model = desk.model("shape");
     desk.configure("shape", "intermediate_size", json!(128));
-    insta::assert_snapshot!(with(&model), @"tensor `model.layers.0.mlp.gate_proj.weight`: config.json asks for shape [128, 64], the checkpoint has [160, 64]");
+    insta::assert_snapshot!(with(&model), @"shape: tensor `model.layers.0.mlp.gate_proj.weight`: config.json asks for shape [128, 64], the checkpoint has [160, 64]");
 
     let model = desk.model("unconfigured");
     fs::remove_file(desk.path("unconfigured/config.json")).unwrap();
-    insta::assert_snapshot!(with(&model), @"unconfigured/config.json: No such file or directory (os error 2)");
+    insta::assert_snapshot!(with(&model), @"unconfigured: there is no config.json beside the weights: copy it from where they came from");
     insta::assert_snapshot!(refused(&desk, &[]), @"there is no built-in model yet: name a checkpoint with --model, a folder or the id of a cached model");
 }
 

@@ -66,10 +66,9 @@ impl ActivationWriter {
     }
 
     pub(super) fn push(&mut self, x: Tensor<3>) -> Result<()> {
-        let values = super::collect::host_values(x)?;
-        for value in values {
-            self.out.write_all(&value.to_le_bytes()).map_err(ModelError::io(&self.temporary))?;
-        }
+        let mut values = super::collect::host_values(x)?;
+        values.iter_mut().for_each(|v| *v = f32::from_bits(v.to_bits().to_le()));
+        self.out.write_all(bytemuck::cast_slice(&values)).map_err(ModelError::io(&self.temporary))?;
         Ok(())
     }
 

@@ -32,11 +32,15 @@ impl ModelFiles {
     /// Every tensor that the configuration asks for must be there with the right shape.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let checkpoint = Checkpoint::open(path.as_ref())?;
-        let path = checkpoint.dir().join("config.json");
+        let dir = checkpoint.dir().to_path_buf();
+        let path = dir.join("config.json");
+        if !path.exists() {
+            return Err(ModelError::NoConfig(dir));
+        }
         let text = std::fs::read_to_string(&path).map_err(ModelError::io(&path))?;
-        let spec = config::parse(&text).map_err(|source| ModelError::Config { path: path.clone(), source })?;
+        let spec = config::parse(&text).map_err(|source| ModelError::Config { dir: dir.clone(), source })?;
         let config: serde_json::Value = serde_json::from_str(&text)
-            .map_err(|error| ModelError::Config { path, source: config::ConfigError::Json(error.to_string()) })?;
+            .map_err(|error| ModelError::Config { dir, source: config::ConfigError::Json(error.to_string()) })?;
         let quantization =
             config.get("quantization_config").filter(|q| !q.is_null()).map(QuantizationConfig::parse).transpose()?;
         let files = Self { checkpoint, spec, config, quantization };
@@ -83,7 +87,12 @@ impl ModelFiles {
             if info.shape == expected {
                 return Ok(());
             }
-            Err(ModelError::Shape { tensor: name.into(), expected: expected.to_vec(), found: info.shape.to_vec() })
+            Err(ModelError::Shape {
+                dir: self.dir(),
+                tensor: name.into(),
+                expected: expected.to_vec(),
+                found: info.shape.to_vec(),
+            })
         };
         let spec = &self.spec;
         check(EMBEDDING, &[spec.vocab_size, spec.hidden_size])?;
@@ -124,6 +133,7 @@ impl ModelFiles {
                 let quantized = decode(&self.checkpoint, &module, &scheme)?;
                 if (quantized.rows, quantized.cols) != (rows, cols) {
                     return Err(ModelError::Shape {
+                        dir: self.dir(),
                         tensor: format!("{module}.weight_packed"),
                         expected: vec![rows, cols],
                         found: vec![quantized.rows, quantized.cols],
