@@ -6,6 +6,7 @@
 //! | [`formats`] | [`Weight`]: one matrix, dense, packed, N:M sparse or masked |
 //! | [`linalg`] | Cholesky factors, solves, eigenvalues, products: f64 through `faer` |
 //! | [`measure`] | what this machine can do at best |
+//! | [`ops`] | fused operations of a decoder, with gradients |
 //!
 //! ```
 //! use burn::tensor::Tensor;
@@ -22,6 +23,7 @@ pub mod device;
 pub mod formats;
 pub mod linalg;
 pub mod measure;
+pub mod ops;
 
 pub use device::{DeviceError, DeviceName, available, cpu_features, device, set_threads};
 pub use formats::{FormatError, Weight};

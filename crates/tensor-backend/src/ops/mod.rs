@@ -1,0 +1,90 @@
+//! Operations of a decoder that would otherwise cost several passes over memory.
+//!
+//! Each has a plain twin made of tensor operations (`*_reference`), which every device runs, and a kernel for Flex in
+//! f32; both take part in autodiff. What they are for:
+//!
+//! | operation | instead of |
+//! | --- | --- |
+//! | [`rms_norm`] | six passes |
+//! | [`swiglu`] | three passes |
+//! | [`rotary`] | seven passes and a concatenation |
+//! | [`attention`] | scores `[heads, tokens, tokens]` in memory |
+//! | [`cross_entropy`] | six passes over `[tokens, vocabulary]` |
+
+// Without Flex the kernels have no caller.
+#![cfg_attr(not(feature = "flex"), allow(dead_code))]
+
+mod attention;
+mod cross_entropy;
+#[cfg(feature = "flex")]
+mod flex;
+mod rms_norm;
+mod rotary;
+mod rows;
+mod simd;
+mod swiglu;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use burn::tensor::{Int, Tensor};
+use kindling_core::AttendSpec;
+
+pub use attention::attention_reference;
+pub use cross_entropy::cross_entropy_reference;
+pub use rms_norm::rms_norm_reference;
+pub use rotary::rotary_reference;
+pub use swiglu::swiglu_reference;
+
+/// `x / sqrt(mean(x²) + eps) · gain` over the last dimension; `gain` is `[features]`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::has_kernels(&x) && flex::has_kernels(&gain) {
+        return flex::rms_norm(x, gain, eps);
+    }
+    rms_norm_reference(x, gain, eps)
+}
+
+/// `silu(gate) · up`.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::has_kernels(&gate) && flex::has_kernels(&up) {
+        return flex::swiglu(gate, up);
+    }
+    swiglu_reference(gate, up)
+}
+
+/// Turns `x` `[batch, heads, tokens, width]` by angles with cosines and sines `[batch or 1, 1, tokens, half]`:
+/// dimension `i < half` together with `i + half`; dimensions from `2 · half` on stay.
+///
+/// No gradient flows to the angles.
+pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::has_kernels(&x) && flex::has_kernels(&cos) && flex::has_kernels(&sin) {
+        return flex::rotary(x, cos, sin);
+    }
+    rotary_reference(x, cos, sin)
+}
+
+/// Causal attention of queries `[batch, heads, tokens, width]` at the last of the positions of keys
+/// `[batch, kv heads, positions, width]` and values `[batch, kv heads, positions, value width]`.
+///
+/// `kv heads` divides `heads`, and consecutive query heads share a key head. Returns
+/// `[batch, heads, tokens, value width]`.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &AttendSpec) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::has_kernels(&q) && flex::has_kernels(&k) && flex::has_kernels(&v) {
+        return flex::attention(q, k, v, spec);
+    }
+    attention_reference(q, k, v, spec)
+}
+
+/// Loss `−log q_label` of every row `[rows]`, and its gradient with respect to the logits, `q − onehot(label)`,
+/// `[rows, vocabulary]`, which takes the place of the logits. No part of autodiff.
+pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tensor<1>, Tensor<2>) {
+    #[cfg(feature = "flex")]
+    if flex::has_kernels(&logits) && !flex::is_tracked(&logits) {
+        return flex::cross_entropy(logits, labels);
+    }
+    cross_entropy_reference(logits, labels)
+}
