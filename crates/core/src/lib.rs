@@ -15,6 +15,7 @@
 //! | [`stats`] | [`Stats`] of a layer's inputs, and [`Needs`] |
 //! | [`method`] | [`LayerMethod`], [`ScoreMethod`], [`BlockMethod`], the [`MethodEntry`] list (feature `tensor`) |
 //! | [`kv`] | [`KvStore`]: what attention remembers (feature `tensor`) |
+//! | [`lm`] | [`LanguageModel`]: what training asks of a model (feature `tensor`) |
 //! | [`tap`] | [`Tap`]: a look at activations on their way (feature `tensor`) |
 //!
 //! Without the default feature `tensor` there is no burn in the dependency tree.
@@ -23,6 +24,8 @@ pub mod cx;
 pub mod error;
 #[cfg(feature = "tensor")]
 pub mod kv;
+#[cfg(feature = "tensor")]
+pub mod lm;
 #[cfg(feature = "tensor")]
 pub mod method;
 pub mod options;
@@ -38,6 +41,8 @@ pub use cx::{Cx, Progress};
 pub use error::{Error, Result};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};
+#[cfg(feature = "tensor")]
+pub use lm::{LanguageModel, OutputHead, ParameterMut};
 #[cfg(feature = "tensor")]
 pub use method::{
     Block, BlockMethod, Compressed, CompressedWeight, Family, Layer, LayerMethod, Method, MethodEntry, ScoreMethod,

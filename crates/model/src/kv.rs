@@ -2,6 +2,7 @@
 
 use burn::tensor::{Bool, Device, Tensor, TensorData, activation::softmax, s};
 use kindling_core::{AttendSpec, Error, KvStore, Result};
+use kindling_tensor_backend::ops::attention;
 
 /// Queries attended at a time: bounds the scores held in memory.
 const QUERY_CHUNK: usize = 128;
@@ -106,6 +107,10 @@ impl KvStore for DenseKv {
                 expected: vec![batch, kv_heads, held.len, width],
                 found: queries.dims().to_vec(),
             });
+        }
+        if tokens > 1 && self.padding.is_empty() {
+            let visible = |x: &Tensor<4>| x.clone().slice(s![.., .., 0..held.len, ..]);
+            return Ok(attention(queries, visible(&held.keys), visible(&held.values), spec));
         }
         let group = heads / kv_heads;
         let mut parts = Vec::with_capacity(tokens.div_ceil(QUERY_CHUNK));

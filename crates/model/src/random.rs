@@ -63,7 +63,8 @@ pub fn config_of(shape: &str, dtype: DType) -> Result<serde_json::Value> {
     }))
 }
 
-/// Writes a checkpoint with Gaussian weights of standard deviation `1 / √inputs` (norms: ones) into `out`.
+/// Writes a checkpoint with Gaussian weights (norms: ones) into `out`. Their standard deviation is `initializer_range`
+/// of the configuration, else `1 / √inputs`.
 ///
 /// Each tensor depends on the seed and its name only. Memory holds one block.
 pub fn random_checkpoint(
@@ -103,6 +104,7 @@ pub fn random_checkpoint(
     }
     let options = WriterOptions { parts: files.len(), max_shard_bytes: u64::MAX, ..WriterOptions::default() };
     let mut writer = Writer::resume(out, options)?;
+    let deviation = config.get("initializer_range").and_then(serde_json::Value::as_f64);
     cx.progress().begin("shards", files.len() as u64);
     cx.progress().advance(writer.done().len() as u64);
     for file in &files[writer.done().len()..] {
@@ -110,7 +112,7 @@ pub fn random_checkpoint(
             .iter()
             .map(|(name, shape)| {
                 cx.check()?;
-                Ok(OutTensor::from_f32(name.as_str(), dtype, shape, &values(name, shape, cx))?)
+                Ok(OutTensor::from_f32(name.as_str(), dtype, shape, &values(name, shape, deviation, cx))?)
             })
             .collect::<Result<_>>()?;
         writer.write_shard(&tensors)?;
@@ -124,12 +126,12 @@ pub fn random_checkpoint(
     Ok(bytes)
 }
 
-fn values(name: &str, shape: &[usize], cx: &Cx) -> Vec<f32> {
+fn values(name: &str, shape: &[usize], deviation: Option<f64>, cx: &Cx) -> Vec<f32> {
     let count: usize = shape.iter().product();
     if shape.len() < 2 {
         return vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; count];
     }
-    let scale = (shape[1] as f32).sqrt().recip();
+    let scale = deviation.map_or_else(|| (shape[1] as f32).sqrt().recip(), |deviation| deviation as f32);
     let mut rng = cx.rng(name);
     let mut values = Vec::with_capacity(count + 1);
     while values.len() < count {

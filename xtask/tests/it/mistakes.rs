@@ -90,7 +90,7 @@ fn recipes_are_checked_before_any_work() {
         refused(&desk, &["--model", &model, "--calibration", &ids, "--recipe", &recipe])
     };
     insta::assert_snapshot!(with("[[stage]]\nmethod = \"gptq\"\nbit = 4"), @"r.toml:3: gptq: unknown key `bit`, did you mean `bits`? (known: bits, group_size, granularity, symmetric, clip, scale_type, portable, damping, block_size, order, static_groups)");
-    insta::assert_snapshot!(with("[[stage]]\nmethod = \"gtpq\""), @"r.toml:2: unknown method `gtpq` (known: magnitude, wanda, dass, sparsegpt, rtn, gptq)");
+    insta::assert_snapshot!(with("[[stage]]\nmethod = \"gtpq\""), @"r.toml:2: unknown method `gtpq`, did you mean `gptq`? (known: magnitude, wanda, dass, sparsegpt, rtn, gptq)");
     insta::assert_snapshot!(with("[[stage]]\nmethod = \"wanda\"\npattern = \"3:2\""), @"r.toml:3: wanda: pattern `3:2`: N:M keeps N of every M weights, with 1 <= N < M <= 256 (for example 2:4)");
     insta::assert_snapshot!(with("[[stage]]\nmethod = \"rtn\"\ngroup_size = 48\nportable = true"), @"r.toml:2: rtn: layer `self_attn.q_proj`: 64 inputs are not a multiple of the group size 48, which other engines require; choose a group size that divides the inputs, or `portable = false`");
     insta::assert_snapshot!(with("[[stage]]\nmethod = \"rtn\"\ntargets = [\"mlp.gate\"]"), @"r.toml:3: `targets` entry `mlp.gate` matches no layer (layers of a block: mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj)");

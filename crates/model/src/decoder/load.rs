@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
+use kindling_core::{OutputHead, ParameterMut};
 use kindling_tensor_backend::formats::{Dense, Packed, Weight};
 
 use super::attention::{Attention, Inputs, LatentQuery};
@@ -239,9 +240,12 @@ impl ModelFiles {
         let matrix = |name: &str| -> Result<Tensor<2>> {
             Ok(Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device))
         };
-        let embedding = matrix(EMBEDDING)?;
-        let matrix = if self.spec.tied { embedding.clone() } else { matrix(HEAD)? };
-        Ok(Ends { embedding, head: self.head_from(matrix, device)? })
+        Ok(Ends {
+            embedding: matrix(EMBEDDING)?,
+            norm: self.last_norm(device)?,
+            matrix: if self.spec.tied { None } else { Some(matrix(HEAD)?) },
+            softcap: self.spec.logit_softcap,
+        })
     }
 
     /// Loads the last norm and the head, without the embedding where that is another matrix.
@@ -249,12 +253,11 @@ impl ModelFiles {
         let name = if self.spec.tied { EMBEDDING } else { HEAD };
         let shape = [self.spec.vocab_size, self.spec.hidden_size];
         let matrix = Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device);
-        self.head_from(matrix, device)
+        Ok(Head { norm: self.last_norm(device)?, output: OutputHead { matrix, softcap: self.spec.logit_softcap } })
     }
 
-    fn head_from(&self, matrix: Tensor<2>, device: &Device) -> Result<Head> {
-        let norm = RmsNorm::new(self.vector(FINAL_NORM, device)?, self.spec.norm);
-        Ok(Head { norm, matrix, softcap: self.spec.logit_softcap })
+    fn last_norm(&self, device: &Device) -> Result<RmsNorm> {
+        Ok(RmsNorm::new(self.vector(FINAL_NORM, device)?, self.spec.norm))
     }
 
     /// Embeddings of rows of ids, `[rows, tokens, hidden]`, without loading the rest of the table.
@@ -280,7 +283,10 @@ fn scaled(x: Tensor<3>, spec: &Spec) -> Tensor<3> {
 #[derive(Debug, Clone)]
 pub struct Ends {
     embedding: Tensor<2>,
-    head: Head,
+    norm: RmsNorm,
+    /// The output matrix where it is not the embedding.
+    matrix: Option<Tensor<2>>,
+    softcap: Option<f64>,
 }
 
 impl Ends {
@@ -292,14 +298,24 @@ impl Ends {
     }
 
     /// Last norm and output matrix.
-    pub fn head(&self) -> &Head {
-        &self.head
+    pub fn head(&self) -> Head {
+        let matrix = self.matrix.as_ref().unwrap_or(&self.embedding).clone();
+        Head { norm: self.norm.clone(), output: OutputHead { matrix, softcap: self.softcap } }
+    }
+
+    pub(super) fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
+        let mut list = vec![
+            (EMBEDDING.to_string(), ParameterMut::Matrix(&mut self.embedding)),
+            (FINAL_NORM.to_string(), ParameterMut::Vector(self.norm.gain_mut())),
+        ];
+        list.extend(self.matrix.as_mut().map(|matrix| (HEAD.to_string(), ParameterMut::Matrix(matrix))));
+        list
     }
 
     /// Bytes in memory; a matrix that is both embedding and head counts once.
-    pub fn bytes(&self, tied: bool) -> usize {
-        let matrices = if tied { 1 } else { 2 };
-        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.head.norm.bytes()
+    pub fn bytes(&self) -> usize {
+        let matrices = if self.matrix.is_some() { 2 } else { 1 };
+        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.norm.bytes()
     }
 }
 
@@ -307,8 +323,7 @@ impl Ends {
 #[derive(Debug, Clone)]
 pub struct Head {
     norm: RmsNorm,
-    matrix: Tensor<2>,
-    softcap: Option<f64>,
+    output: OutputHead,
 }
 
 impl Head {
@@ -317,12 +332,16 @@ impl Head {
         self.norm.forward(x)
     }
 
+    /// The output matrix.
+    pub fn output(&self) -> &OutputHead {
+        &self.output
+    }
+
     /// Logits of normed states: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
     pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        let logits = x.matmul(self.matrix.clone().transpose().unsqueeze());
-        match self.softcap {
-            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-            None => logits,
-        }
+        let [batch, tokens, hidden] = x.dims();
+        let logits = self.output.logits(x.reshape([batch * tokens, hidden]));
+        let [_, vocabulary] = logits.dims();
+        logits.reshape([batch, tokens, vocabulary])
     }
 }

@@ -1,6 +1,7 @@
 //! The gated MLP.
 
 use burn::tensor::{Tensor, activation, s};
+use kindling_tensor_backend::ops::swiglu;
 
 use super::{ForwardCx, Projection};
 use crate::config::Activation;
@@ -34,12 +35,11 @@ impl GatedMlp {
                 (both.clone().slice(s![.., .., 0..inner]), both.slice(s![.., .., inner..2 * inner]))
             }
         };
-        let gate = match self.activation {
-            Activation::Silu => activation::silu(gate),
-            Activation::Gelu => activation::gelu(gate),
-            Activation::GeluTanh => gelu_tanh(gate),
+        let inner = match self.activation {
+            Activation::Silu => swiglu(gate, up),
+            Activation::Gelu => activation::gelu(gate) * up,
+            Activation::GeluTanh => gelu_tanh(gate) * up,
         };
-        let inner = gate * up;
         cx.tap(|| self.down.shape.site.clone(), &inner)?;
         self.down.forward(inner)
     }

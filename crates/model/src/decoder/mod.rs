@@ -11,6 +11,9 @@ mod mlp;
 mod norm;
 mod projection;
 mod rotary;
+mod train;
+
+use std::sync::Mutex;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use kindling_core::{KvStore, Tap};
@@ -54,6 +57,8 @@ pub struct Decoder {
     ends: Ends,
     blocks: Vec<DecoderBlock>,
     device: Device,
+    /// The angles of the last length that was trained on.
+    angles: Mutex<Option<(usize, Rotary)>>,
 }
 
 /// What a forward pass should return.
@@ -74,7 +79,7 @@ impl Decoder {
             Ok(block)
         };
         let blocks = (0..files.spec().blocks.len()).map(load).collect::<Result<_>>()?;
-        Ok(Self { spec: files.spec().clone(), ends: files.ends(device)?, blocks, device: device.clone() })
+        Ok(Self { spec: files.spec().clone(), ends: files.ends(device)?, blocks, device: device.clone(), angles: Mutex::default() })
     }
 
     /// What the model computes.
@@ -104,7 +109,7 @@ impl Decoder {
 
     /// Bytes that all weights hold in memory.
     pub fn bytes(&self) -> usize {
-        self.ends.bytes(self.spec.tied) + self.blocks.iter().map(DecoderBlock::bytes).sum::<usize>()
+        self.ends.bytes() + self.blocks.iter().map(DecoderBlock::bytes).sum::<usize>()
     }
 
     /// An empty store of the right size.

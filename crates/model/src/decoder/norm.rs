@@ -1,6 +1,7 @@
 //! Root-mean-square norm.
 
 use burn::tensor::Tensor;
+use kindling_tensor_backend::ops::rms_norm;
 
 use crate::config::NormSpec;
 
@@ -20,8 +21,12 @@ impl RmsNorm {
 
     /// Norms the last dimension.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let mean = x.clone().square().mean_dim(D - 1);
-        x / mean.add_scalar(self.eps).sqrt() * self.gain.clone().unsqueeze()
+        rms_norm(x, self.gain.clone(), self.eps)
+    }
+
+    /// The factor of every feature: the stored weight, plus 1 where the family stores it less 1.
+    pub(super) fn gain_mut(&mut self) -> &mut Tensor<1> {
+        &mut self.gain
     }
 
     /// Bytes in memory.

@@ -1,6 +1,7 @@
 //! Rotary positions in Hugging Face's layout: the two halves of a head form the pairs.
 
-use burn::tensor::{Device, Tensor, TensorData, s};
+use burn::tensor::{Device, Tensor, TensorData};
+use kindling_tensor_backend::ops::rotary;
 
 use crate::config::RopeSpec;
 
@@ -9,7 +10,6 @@ use crate::config::RopeSpec;
 pub struct Rotary {
     cos: Tensor<4>,
     sin: Tensor<4>,
-    dim: usize,
 }
 
 impl Rotary {
@@ -34,23 +34,12 @@ impl Rotary {
         }
         let shape = [rows.len(), 1, tokens, frequencies.len()];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
-        Self { cos: tensor(cos), sin: tensor(sin), dim: spec.dim }
+        Self { cos: tensor(cos), sin: tensor(sin) }
     }
 
-    /// Turns the first `dim` dimensions of `x` `[batch, heads, tokens, width]`.
+    /// Turns the first dimensions, as many as the family turns, of `x` `[batch, heads, tokens, width]`.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let half = self.dim / 2;
-        let first = x.clone().slice(s![.., .., .., 0..half]);
-        let second = x.clone().slice(s![.., .., .., half..self.dim]);
-        let mut parts = vec![
-            first.clone() * self.cos.clone() - second.clone() * self.sin.clone(),
-            second * self.cos.clone() + first * self.sin.clone(),
-        ];
-        let width = x.dims()[3];
-        if width > self.dim {
-            parts.push(x.slice(s![.., .., .., self.dim..width]));
-        }
-        Tensor::cat(parts, 3)
+        rotary(x, self.cos.clone(), self.sin.clone())
     }
 
     /// Brings pairs that are stored side by side into the layout of [`Rotary::apply`].

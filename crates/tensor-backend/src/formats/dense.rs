@@ -39,6 +39,11 @@ impl Dense {
         [outputs, inputs]
     }
 
+    /// The tensor `[in, out]` itself, to train it.
+    pub fn transposed_mut(&mut self) -> &mut Tensor<2> {
+        &mut self.transposed
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.transposed.dtype()

@@ -1,0 +1,75 @@
+//! What training asks of a model.
+
+use burn::tensor::{Device, Tensor};
+
+use crate::{Result, Tap};
+
+/// The output matrix of a model.
+#[derive(Debug, Clone)]
+pub struct OutputHead {
+    /// `[vocabulary, hidden]`.
+    pub matrix: Tensor<2>,
+    /// `cap · tanh(logit / cap)`.
+    pub softcap: Option<f64>,
+}
+
+impl OutputHead {
+    /// Logits of states: `[tokens, hidden]` → `[tokens, vocabulary]`.
+    pub fn logits(&self, states: Tensor<2>) -> Tensor<2> {
+        let logits = states.matmul(self.matrix.clone().transpose());
+        match self.softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        }
+    }
+}
+
+/// A weight that can be replaced.
+#[derive(Debug)]
+pub enum ParameterMut<'a> {
+    /// A gain or bias.
+    Vector(&'a mut Tensor<1>),
+    /// A matrix, in whatever orientation the model holds it.
+    Matrix(&'a mut Tensor<2>),
+}
+
+/// A causal language model, block by block: whole rows of tokens from position 0 on, without a cache.
+pub trait LanguageModel: Send {
+    /// How many tokens there are to choose from.
+    fn vocab_size(&self) -> usize;
+
+    /// How many blocks there are.
+    fn block_count(&self) -> usize;
+
+    /// Where the weights lie.
+    fn device(&self) -> Device;
+
+    /// Embeddings of rows of equal length, `[rows, tokens, hidden]`.
+    fn embed(&self, ids: &[Vec<u32>]) -> Result<Tensor<3>>;
+
+    /// One block: `[rows, tokens, hidden]` → the same shape.
+    fn block(&self, index: usize, x: Tensor<3>, tap: Option<&mut dyn Tap>) -> Result<Tensor<3>>;
+
+    /// The norm after the last block.
+    fn last_norm(&self, x: Tensor<3>) -> Tensor<3>;
+
+    /// The output matrix.
+    fn output(&self) -> OutputHead;
+
+    /// The name of the parameter that the output matrix is: the embedding, where a model ties the two.
+    fn output_parameter(&self) -> &'static str;
+
+    /// Every weight that can be trained, with its name in checkpoints, always in the same order.
+    ///
+    /// Compressed weights are not among them; adapters on them are.
+    fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)>;
+
+    /// Embedding, all blocks and the last norm: states that the output matrix turns into logits.
+    fn states(&self, ids: &[Vec<u32>]) -> Result<Tensor<3>> {
+        let mut x = self.embed(ids)?;
+        for index in 0..self.block_count() {
+            x = self.block(index, x, None)?;
+        }
+        Ok(self.last_norm(x))
+    }
+}

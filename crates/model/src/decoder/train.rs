@@ -1,0 +1,232 @@
+//! The decoder as training sees it: whole rows, no cache, and every weight within reach.
+
+use burn::tensor::{Device, Tensor};
+use kindling_core::{AttendSpec, KvStore, LanguageModel, OutputHead, ParameterMut, Tap};
+use kindling_tensor_backend::formats::Weight;
+use kindling_tensor_backend::ops::attention;
+
+use super::attention::{Inputs, LatentQuery};
+use super::block::{DecoderBlock, Mlp};
+use super::{Decoder, ForwardCx, Projection, RmsNorm, Rotary, check_rows};
+use crate::checkpoint::{DType, OutTensor, Writer, WriterOptions};
+use crate::config::{BlockNorms, MlpSpec};
+use crate::error::{ModelError, Result};
+use crate::layers::{EMBEDDING, HEAD, block_prefix};
+
+/// Holds the keys and values of one block for the moment between `append` and `attend`.
+#[derive(Default)]
+struct OneBlock(Option<(Tensor<4>, Tensor<4>)>);
+
+impl KvStore for OneBlock {
+    fn len(&self, _: usize) -> usize {
+        0
+    }
+
+    fn append(&mut self, _: usize, keys: Tensor<4>, values: Tensor<4>) -> kindling_core::Result<()> {
+        self.0 = Some((keys, values));
+        Ok(())
+    }
+
+    fn attend(&mut self, _: usize, queries: Tensor<4>, spec: &AttendSpec) -> kindling_core::Result<Tensor<4>> {
+        match self.0.take() {
+            Some((keys, values)) => Ok(attention(queries, keys, values, spec)),
+            None => Err(kindling_core::Error::Invalid("attention before its keys and values".into())),
+        }
+    }
+
+    fn truncate(&mut self, _: usize) -> kindling_core::Result<()> {
+        self.0 = None;
+        Ok(())
+    }
+
+    fn set_padding(&mut self, _: Vec<usize>) {}
+}
+
+impl LanguageModel for Decoder {
+    fn vocab_size(&self) -> usize {
+        self.spec.vocab_size
+    }
+
+    fn block_count(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+
+    fn embed(&self, ids: &[Vec<u32>]) -> kindling_core::Result<Tensor<3>> {
+        check_rows(ids, self.spec.vocab_size).map_err(into_core)?;
+        self.ends.embed(ids, &self.spec, &self.device).map_err(into_core)
+    }
+
+    fn block(&self, index: usize, x: Tensor<3>, tap: Option<&mut dyn Tap>) -> kindling_core::Result<Tensor<3>> {
+        let rotary = self.angles_for(x.dims()[1]);
+        let mut store = OneBlock::default();
+        let mut cx = ForwardCx { kv: &mut store, layer: 0, rotary: &rotary, tap: None };
+        // A reborrow with the shorter life of the context.
+        match tap {
+            Some(tap) => {
+                let mut seen = Seen(tap);
+                cx.tap = Some(&mut seen);
+                self.blocks[index].forward(x, &mut cx)
+            }
+            None => self.blocks[index].forward(x, &mut cx),
+        }
+        .map_err(into_core)
+    }
+
+    fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.ends.head().norm(x)
+    }
+
+    fn output(&self) -> OutputHead {
+        self.ends.head().output().clone()
+    }
+
+    fn output_parameter(&self) -> &'static str {
+        if self.spec.tied { EMBEDDING } else { HEAD }
+    }
+
+    /// The router of an expert layer is not among them: its choice is made on the host.
+    fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
+        let mut list = self.ends.parameters_mut();
+        for (i, (block, spec)) in self.blocks.iter_mut().zip(&self.spec.blocks).enumerate() {
+            block.parameters_mut(&block_prefix(i), &spec.norms, &mut list);
+        }
+        list
+    }
+}
+
+/// Passes activations on.
+struct Seen<'a>(&'a mut dyn Tap);
+
+impl Tap for Seen<'_> {
+    fn tap(&mut self, site: &str, x: &Tensor<2>) -> kindling_core::Result<()> {
+        self.0.tap(site, x)
+    }
+}
+
+fn into_core(error: ModelError) -> kindling_core::Error {
+    match error {
+        ModelError::Core(error) => error,
+        other => kindling_core::Error::Invalid(other.to_string()),
+    }
+}
+
+impl Decoder {
+    fn angles_for(&self, tokens: usize) -> Rotary {
+        let mut held = self.angles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &*held {
+            Some((length, rotary)) if *length == tokens => rotary.clone(),
+            _ => {
+                let rotary = Rotary::new(&self.spec.rope, 0, tokens, &[], &self.device);
+                *held = Some((tokens, rotary.clone()));
+                rotary
+            }
+        }
+    }
+
+    /// Writes all weights as a checkpoint of one part into `dir`, which must not hold one; returns its bytes.
+    ///
+    /// Compressed weights are refused: they are written by the run that compresses.
+    pub fn save(&mut self, dir: &std::path::Path, dtype: DType) -> Result<u64> {
+        let offset = if self.spec.norm.unit_offset { 1.0 } else { 0.0 };
+        let expected = self.spec.blocks.len() * self.blocks[0].projections().len();
+        let dense = self.blocks.iter().flat_map(DecoderBlock::projections);
+        let dense = dense.filter(|p| matches!(p.weight, Weight::Dense(_))).count();
+        if dense < expected {
+            let compressed = expected - dense;
+            return Err(ModelError::Input(format!("{compressed} of {expected} weights are compressed: only a dense model is saved")));
+        }
+        if self.spec.blocks.iter().any(|block| matches!(block.mlp, MlpSpec::Experts { .. })) {
+            return Err(ModelError::Input("a model with expert layers cannot be saved: its routers are not trained".into()));
+        }
+        let mut tensors = Vec::new();
+        for (name, parameter) in self.parameters_mut() {
+            let (shape, data) = match parameter {
+                ParameterMut::Vector(x) => (x.dims().to_vec(), x.clone().add_scalar(if name.ends_with("norm.weight") { -offset } else { 0.0 }).into_data()),
+                ParameterMut::Matrix(x) => {
+                    let x = if is_projection(&name) { x.clone().transpose() } else { x.clone() };
+                    (x.dims().to_vec(), x.into_data())
+                }
+            };
+            let values = data.convert::<f32>().try_to_vec::<f32>();
+            let values = values.map_err(|error| ModelError::Input(format!("{name}: {error:?}")))?;
+            tensors.push(OutTensor::from_f32(name, dtype, &shape, &values)?);
+        }
+        let mut writer = Writer::create(dir, WriterOptions::default())?;
+        writer.write_shard(&tensors)?;
+        Ok(writer.finish()?)
+    }
+}
+
+/// Whether a matrix is held transposed: all are but the two at the ends.
+fn is_projection(name: &str) -> bool {
+    name != EMBEDDING && name != HEAD
+}
+
+impl DecoderBlock {
+    fn parameters_mut<'a>(
+        &'a mut self,
+        prefix: &str,
+        norms: &BlockNorms,
+        list: &mut Vec<(String, ParameterMut<'a>)>,
+    ) {
+        let mut norm = |name: &str, norm: &'a mut RmsNorm| {
+            list.push((format!("{prefix}{name}.weight"), ParameterMut::Vector(norm.gain_mut())));
+        };
+        for (name, held) in [
+            (norms.attention_input, &mut self.attention_input),
+            (norms.attention_output, &mut self.attention_output),
+            (norms.mlp_input, &mut self.mlp_input),
+            (norms.mlp_output, &mut self.mlp_output),
+        ] {
+            if let (Some(name), Some(held)) = (name, held) {
+                norm(name, held);
+            }
+        }
+        let mut projections = Vec::new();
+        match &mut self.attention.inputs {
+            Inputs::Separate { query, key, value, norms } => {
+                projections.extend([query, key, value]);
+                if let Some((query, key)) = norms {
+                    norm("self_attn.q_norm", query);
+                    norm("self_attn.k_norm", key);
+                }
+            }
+            Inputs::Fused { qkv, norms } => {
+                projections.push(qkv);
+                if let Some((query, key)) = norms {
+                    norm("self_attn.q_norm", query);
+                    norm("self_attn.k_norm", key);
+                }
+            }
+            Inputs::Latent { query, down, norm: latent, up } => {
+                match query {
+                    LatentQuery::Full(full) => projections.push(full),
+                    LatentQuery::Factored { down, norm: latent, up } => {
+                        projections.extend([down, up]);
+                        norm("self_attn.q_a_layernorm", latent);
+                    }
+                }
+                projections.extend([down, up]);
+                norm("self_attn.kv_a_layernorm", latent);
+            }
+        }
+        projections.push(&mut self.attention.output);
+        projections.extend(match &mut self.mlp {
+            Mlp::Gated(mlp) => mlp.projections_mut(),
+            Mlp::Experts(experts) => experts.projections_mut(),
+        });
+        for Projection { shape, weight, bias } in projections {
+            let name = format!("{prefix}{}", shape.name);
+            if let Weight::Dense(dense) = weight {
+                list.push((format!("{name}.weight"), ParameterMut::Matrix(dense.transposed_mut())));
+            }
+            if let Some(bias) = bias {
+                list.push((format!("{name}.bias"), ParameterMut::Vector(bias)));
+            }
+        }
+    }
+}
