@@ -57,10 +57,18 @@ pub fn statistics(size: usize) -> Stats {
 
 /// A random checkpoint of a named shape, written once and kept in the target folder.
 pub fn checkpoint(shape: &str) -> PathBuf {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench-checkpoints").join(shape);
+    write_once(shape, &config_of(shape, DType::BF16).expect("a known shape"), DType::BF16)
+}
+
+/// A random f32 checkpoint of a configuration, written once and kept in the target folder.
+pub fn checkpoint_of(name: &str, config: &str) -> PathBuf {
+    write_once(name, &serde_json::from_str(config).expect("valid JSON"), DType::F32)
+}
+
+fn write_once(name: &str, config: &serde_json::Value, dtype: DType) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench-checkpoints").join(name);
     if !dir.join("config.json").exists() {
-        let config = config_of(shape, DType::BF16).expect("a known shape");
-        random_checkpoint(&config, DType::BF16, &dir, 5_000_000_000, &Cx::new(1)).expect("a writable target folder");
+        random_checkpoint(config, dtype, &dir, 5_000_000_000, &Cx::new(1)).expect("a writable target folder");
     }
     dir
 }

@@ -1,0 +1,161 @@
+//! Output matrix, loss and their gradients in chunks of rows, so that the logits of a batch never exist at once.
+//!
+//! Source: Hsu et al., "Liger Kernel", arXiv 2410.10989 (the chunking); the gradients are written out, so nothing of this
+//! takes part in autodiff: the caller sends [`HeadGradients::states`] back through the blocks.
+
+use burn::tensor::{Int, Tensor, TensorData, s};
+use kindling_core::OutputHead;
+
+use crate::error::{DistillError, Result};
+use crate::loss::TokenLoss;
+
+/// What one pass over the head gives.
+pub struct HeadGradients {
+    /// `Σ weight · loss / normaliser`.
+    pub loss: f64,
+    /// With respect to the states, `[tokens, hidden]`.
+    pub states: Tensor<2>,
+    /// With respect to the output matrix, `[vocabulary, hidden]`.
+    pub matrix: Tensor<2>,
+}
+
+/// The teacher's side of the same tokens.
+pub struct TeacherStates {
+    /// `[tokens, teacher's hidden size]`.
+    pub states: Tensor<2>,
+    /// Its output matrix.
+    pub head: OutputHead,
+}
+
+/// Tokens whose predictions are scored.
+pub struct Scored<'a> {
+    /// The next token of every row.
+    pub labels: &'a [u32],
+    /// What it counts; `None`: 1 each.
+    pub weights: Option<&'a [f32]>,
+    /// What the sum is divided by: usually the sum of the weights of the whole step.
+    pub normaliser: f64,
+}
+
+/// Rows of a chunk for `tokens` rows: a chunk of logits is about as large as the states of the whole batch.
+pub fn chunk_rows(tokens: usize, vocabulary: usize, hidden: usize) -> usize {
+    tokens.div_ceil(vocabulary.div_ceil(hidden.max(1)).max(1)).next_power_of_two().max(32).min(tokens.max(1))
+}
+
+/// Loss and gradients of `states` `[tokens, hidden]`, `chunk` rows at a time. Tensors must not be tracked by autodiff.
+///
+/// # Errors
+/// The teacher has other tokens or another vocabulary, or is missing although the loss needs it.
+pub fn fused_head(
+    states: Tensor<2>,
+    head: &OutputHead,
+    teacher: Option<&TeacherStates>,
+    scored: &Scored<'_>,
+    loss: &dyn TokenLoss,
+    chunk: usize,
+) -> Result<HeadGradients> {
+    let [tokens, hidden] = states.dims();
+    let [vocabulary, _] = head.matrix.dims();
+    let device = states.device();
+    check(tokens, vocabulary, teacher, scored, loss)?;
+    let mut total = 0.0;
+    let mut state_parts = Vec::with_capacity(tokens.div_ceil(chunk.max(1)));
+    let mut matrix = Tensor::<2>::zeros([vocabulary, hidden], &device);
+    let factor = if scored.normaliser > 0.0 { 1.0 / scored.normaliser } else { 0.0 };
+    for start in (0..tokens).step_by(chunk.max(1)) {
+        let end = (start + chunk.max(1)).min(tokens);
+        let weights = scored.weights.map(|w| &w[start..end]);
+        if weights.is_some_and(|w| w.iter().all(|&w| w == 0.0)) {
+            state_parts.push(Tensor::zeros([end - start, hidden], &device));
+            continue;
+        }
+        let rows = states.clone().slice(s![start..end, ..]);
+        let logits = head.logits(rows.clone());
+        let teacher = teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..])));
+        let ids: Vec<i32> = scored.labels[start..end].iter().map(|&id| id as i32).collect();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(ids, [end - start]), &device);
+        // The slope of the cap is a function of the capped logits.
+        let slope = head.softcap.map(|cap| logits.clone().div_scalar(cap).square().neg().add_scalar(1.0));
+        let (losses, mut gradient) = loss.rows(logits, teacher, labels)?;
+        if let Some(slope) = slope {
+            gradient = gradient * slope;
+        }
+        let losses = host(losses)?;
+        total += match weights {
+            Some(weights) => {
+                let column = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [end - start, 1]), &device);
+                gradient = gradient * column;
+                losses.iter().zip(weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
+            }
+            None => losses.iter().map(|&l| f64::from(l)).sum::<f64>(),
+        };
+        state_parts.push(gradient.clone().matmul(head.matrix.clone()).mul_scalar(factor));
+        matrix = matrix + gradient.transpose().matmul(rows);
+    }
+    let states = if state_parts.is_empty() { states.zeros_like() } else { Tensor::cat(state_parts, 0) };
+    Ok(HeadGradients { loss: total * factor, states, matrix: matrix.mul_scalar(factor) })
+}
+
+/// The loss alone, without gradients of states or matrix.
+pub fn head_loss(
+    states: Tensor<2>,
+    head: &OutputHead,
+    teacher: Option<&TeacherStates>,
+    scored: &Scored<'_>,
+    loss: &dyn TokenLoss,
+    chunk: usize,
+) -> Result<f64> {
+    let [tokens, _] = states.dims();
+    let [vocabulary, _] = head.matrix.dims();
+    let device = states.device();
+    check(tokens, vocabulary, teacher, scored, loss)?;
+    let mut total = 0.0;
+    for start in (0..tokens).step_by(chunk.max(1)) {
+        let end = (start + chunk.max(1)).min(tokens);
+        let logits = head.logits(states.clone().slice(s![start..end, ..]));
+        let teacher = teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..])));
+        let ids: Vec<i32> = scored.labels[start..end].iter().map(|&id| id as i32).collect();
+        let labels = Tensor::<1, Int>::from_data(TensorData::new(ids, [end - start]), &device);
+        let losses = host(loss.rows(logits, teacher, labels)?.0)?;
+        total += match scored.weights {
+            Some(w) => losses.iter().zip(&w[start..end]).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>(),
+            None => losses.iter().map(|&l| f64::from(l)).sum::<f64>(),
+        };
+    }
+    Ok(if scored.normaliser > 0.0 { total / scored.normaliser } else { 0.0 })
+}
+
+fn check(
+    tokens: usize,
+    vocabulary: usize,
+    teacher: Option<&TeacherStates>,
+    scored: &Scored<'_>,
+    loss: &dyn TokenLoss,
+) -> Result<()> {
+    let counts = [scored.labels.len(), scored.weights.map_or(tokens, <[f32]>::len)];
+    if counts != [tokens, tokens] {
+        return Err(DistillError::Input(format!("{tokens} states, but {} labels and {} weights", counts[0], counts[1])));
+    }
+    if let Some(&id) = scored.labels.iter().find(|&&id| id as usize >= vocabulary) {
+        return Err(DistillError::Input(format!("label {id} is outside the vocabulary of {vocabulary}")));
+    }
+    match teacher {
+        Some(teacher) => {
+            let ([rows, _], [size, _]) = (teacher.states.dims(), teacher.head.matrix.dims());
+            if rows != tokens {
+                return Err(DistillError::Input(format!("the teacher has {rows} states, the student {tokens}")));
+            }
+            if size != vocabulary {
+                return Err(DistillError::Vocabulary { teacher: size, student: vocabulary });
+            }
+        }
+        None if loss.needs_teacher() => return Err(DistillError::NoTeacher(loss.name())),
+        None => {}
+    }
+    Ok(())
+}
+
+fn host(x: Tensor<1>) -> Result<Vec<f32>> {
+    let data = x.into_data().convert::<f32>().try_to_vec::<f32>();
+    data.map_err(|error| DistillError::Input(format!("losses could not be read back: {error:?}")))
+}

@@ -1,0 +1,24 @@
+//! Training that heals what compression cut: losses, adapters, and a loop that can be taken up where it stopped.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`trainer`] | [`Trainer`]: steps over any [`LanguageModel`](kindling_core::LanguageModel), and its [`Snapshot`] |
+//! | [`batch`] | which tokens a step sees |
+//! | [`loss`] | token losses with their gradients, one file each |
+//! | [`head`] | output matrix and loss in chunks |
+//! | [`adamw`], [`schedule`] | the optimiser and its rates |
+
+pub mod adamw;
+pub mod batch;
+mod error;
+pub mod head;
+pub mod loss;
+pub mod schedule;
+pub mod trainer;
+
+pub use adamw::AdamW;
+pub use batch::{Batches, Mixture, Row, TokenWindows};
+pub use error::{DistillError, Result};
+pub use loss::TokenLoss;
+pub use schedule::{Decay, Schedule};
+pub use trainer::{Snapshot, StepReport, TrainOptions, Trainer};

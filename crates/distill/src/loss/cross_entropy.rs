@@ -1,0 +1,27 @@
+//! `−log q_y`: the next token of the text, or of a teacher's text (sequence-level distillation).
+//!
+//! Source for the latter: Kim & Rush, "Sequence-Level Knowledge Distillation", arXiv 1606.07947.
+
+use burn::tensor::{Int, Tensor};
+use kindling_tensor_backend::ops::cross_entropy;
+
+use super::TokenLoss;
+use crate::error::Result;
+
+/// Cross-entropy with the labels.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CrossEntropy;
+
+impl TokenLoss for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn rows(&self, student: Tensor<2>, _: Option<Tensor<2>>, labels: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+        Ok(cross_entropy(student, labels))
+    }
+}
