@@ -11,10 +11,10 @@ use kindling_model::{Decoder, ModelFiles};
 
 const LENGTH: usize = 512;
 
-fn options(micro_rows: usize, checkpoint_blocks: bool) -> TrainOptions {
+fn options(micro_rows: usize, workers: usize, checkpoint_blocks: bool) -> TrainOptions {
     let schedule = Schedule { peak: 1e-3, warmup: 10, decay: Decay::Constant, last: 1.0, steps: 1000 };
     let adamw = AdamW::default();
-    TrainOptions { schedule, adamw, clip: Some(1.0), micro_rows, checkpoint_blocks, spike: 100.0 }
+    TrainOptions { schedule, adamw, clip: Some(1.0), micro_rows, workers, checkpoint_blocks, spike: 100.0 }
 }
 
 fn rows(count: usize, vocabulary: usize) -> Vec<Row> {
@@ -33,15 +33,17 @@ fn training(criterion: &mut Criterion) {
     let files = ModelFiles::open(dir).expect("written by this bench");
     let mut group = criterion.benchmark_group("training step");
     group.sample_size(10);
-    let (count, variants): (usize, &[(&str, usize, bool)]) = if is_smoke_test() {
-        (1, &[("all rows", 0, false)])
+    let (count, variants): (usize, &[(&str, usize, usize, bool)]) = if is_smoke_test() {
+        (1, &[("all rows", 0, 1, false)])
     } else {
-        (16, &[("all rows", 0, false), ("micro-batches of 4", 4, false), ("micro-batches of 2", 2, false), ("blocks again", 0, true)])
+        let plain = [("all rows", 0, 1, false), ("micro-batches of 4", 4, 1, false)];
+        let workers = [("2 workers, 4 rows", 4, 2, false), ("2 workers, 2 rows", 2, 2, false), ("2 workers, 1 row", 1, 2, false)];
+        (16, &[plain[0], plain[1], workers[0], workers[1], workers[2], ("blocks again", 4, 2, true)])
     };
-    for (name, micro_rows, checkpoint_blocks) in variants {
+    for (name, micro_rows, workers, checkpoint_blocks) in variants {
         let model = Decoder::load(&files, &device().autodiff()).expect("a complete checkpoint");
         let rows = rows(count, files.spec().vocab_size);
-        let options = options(*micro_rows, *checkpoint_blocks);
+        let options = options(*micro_rows, *workers, *checkpoint_blocks);
         let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).expect("trainable");
         group.throughput(Throughput::Elements((count * LENGTH) as u64));
         group.bench_function(*name, |bencher| bencher.iter(|| trainer.step(&rows).expect("finite")));

@@ -34,7 +34,7 @@ pub enum ParameterMut<'a> {
 }
 
 /// A causal language model, block by block: whole rows of tokens from position 0 on, without a cache.
-pub trait LanguageModel: Send {
+pub trait LanguageModel: Send + Sync {
     /// How many tokens there are to choose from.
     fn vocab_size(&self) -> usize;
 

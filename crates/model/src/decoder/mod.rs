@@ -70,6 +70,14 @@ pub enum Wanted {
     LastLogits,
 }
 
+impl Clone for Decoder {
+    /// A second model; weights are shared until one of the two replaces them.
+    fn clone(&self) -> Self {
+        let (spec, ends, blocks) = (self.spec.clone(), self.ends.clone(), self.blocks.clone());
+        Self { spec, ends, blocks, device: self.device.clone(), angles: Mutex::default() }
+    }
+}
+
 impl Decoder {
     /// Loads every block of a checkpoint. Pruned weights, which files hold dense, become sparse again.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
