@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kindling_model::checkpoint::DType;
 use kindling_tensor_backend::device::DeviceName;
 
 /// Printed when no command is given: what a newcomer needs, and where the rest is.
@@ -41,6 +42,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     Verify(Verify),
     Report(Report),
+    Pretrain(Pretrain),
     RandomCheckpoint(RandomCheckpoint),
     Doctor(Doctor),
     Tidy(Tidy),
@@ -307,6 +309,39 @@ pub(crate) enum Shape {
     Llama8b,
 }
 
+/// Train a tokenizer and a model from scratch.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny
+  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny --resume")]
+pub(crate) struct Pretrain {
+    /// Model, tokenizer and schedule in TOML, see `recipes/pretrain/`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// A text in UTF-8, or a folder of .txt files; may be given several times.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// The name of a file to keep out of training and to measure on; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hold_out: Vec<String>,
+    /// Folder of the run: checkpoints on the way, the model in the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Type of the weights that are written in the end.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    pub(crate) dtype: Dtype,
+    /// Go on after the last checkpoint.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace what an earlier run left in the folder.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Floating-point types of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Dtype {
@@ -316,6 +351,26 @@ pub(crate) enum Dtype {
     F16,
     /// The upper half of an f32.
     Bf16,
+}
+
+impl Dtype {
+    /// As files have it.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+        }
+    }
+
+    /// As `config.json` spells it.
+    pub(crate) fn torch_name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "float32",
+            Dtype::F16 => "float16",
+            Dtype::Bf16 => "bfloat16",
+        }
+    }
 }
 
 /// A number of bytes, written `2GiB`, `500MB` or `4096`.

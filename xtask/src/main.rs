@@ -9,6 +9,7 @@
 //! | `tokens` | token ids from texts and files |
 //! | `memory` | the most memory that a piece of work took |
 //! | `report` | report.json and the page that shows it |
+//! | `training` | what the commands that train share |
 //! | `tidy`, `ci` | the rules of the workspace, and everything that must pass |
 //! | `error`, `output`, `progress`, `signal` | what the user sees, and Ctrl-C |
 
@@ -25,6 +26,7 @@ mod report;
 mod signal;
 mod tidy;
 mod tokens;
+mod training;
 
 use std::process::ExitCode;
 

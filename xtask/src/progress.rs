@@ -52,6 +52,10 @@ impl Progress for Bars {
         }
     }
 
+    fn note(&self, message: &str) {
+        self.screen.suspend(|| eprintln!("{message}"));
+    }
+
     fn warn(&self, message: &str) {
         self.screen.suspend(|| eprintln!("warning: {message}"));
     }
@@ -130,6 +134,10 @@ impl<W: Write + Send> Progress for Lines<W> {
         if unit.printed.is_some() {
             self.print(format_args!("{}: done in {:.1} s", unit.what, unit.begun.elapsed().as_secs_f64()));
         }
+    }
+
+    fn note(&self, message: &str) {
+        self.print(format_args!("{message}"));
     }
 
     fn warn(&self, message: &str) {

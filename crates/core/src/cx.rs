@@ -20,6 +20,10 @@ pub trait Progress: Send + Sync {
     }
     /// The current unit is done.
     fn end(&self) {}
+    /// How the current unit fares, in a line of its own.
+    fn note(&self, message: &str) {
+        tracing::info!("{message}");
+    }
     /// Something the user should know, although the run goes on.
     fn warn(&self, message: &str) {
         tracing::warn!("{message}");

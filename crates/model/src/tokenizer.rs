@@ -3,10 +3,14 @@
 //! Which files count: `tokenizer.json` (required), `tokenizer_config.json` and `special_tokens_map.json` (the texts of
 //! the special tokens), `generation_config.json` (the ids that end a text).
 
+mod train;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+pub use train::{BEGIN, END, train_byte_level_bpe};
 
 /// What can go wrong with a tokenizer.
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod list;
 mod logits;
+mod pretrain;
 mod random_checkpoint;
 mod report;
 mod tidy;
@@ -35,6 +36,7 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args, device),
         Command::Verify(args) => verify::run(&args, device),
         Command::Report(args) => report::run(&args),
+        Command::Pretrain(args) => pretrain::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tidy(args) => tidy::run(&args),

@@ -4,21 +4,16 @@ use anyhow::Result;
 use clap::ValueEnum;
 use kindling_core::Cx;
 use kindling_model::ModelError;
-use kindling_model::checkpoint::DType;
 use kindling_model::random::{config_of, random_checkpoint};
 
-use crate::cli::{Dtype, RandomCheckpoint};
+use crate::cli::RandomCheckpoint;
 use crate::error::user;
 use crate::report::format::{in_unit, unit};
 use crate::{output, progress, signal};
 
 pub(crate) fn run(args: &RandomCheckpoint) -> Result<()> {
     let shape = args.shape.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
-    let dtype = match args.dtype {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::Bf16 => DType::BF16,
-    };
+    let dtype = args.dtype.dtype();
     let config = config_of(&shape, dtype)?;
     let out = args.out.display();
     if args.out.join("config.json").exists() {

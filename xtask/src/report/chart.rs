@@ -79,6 +79,25 @@ pub(crate) fn errors(report: &Report) -> Result<Option<Chart>> {
     Ok(Some(Chart { svg, legend: lines.into_iter().map(|(name, _)| name.to_string()).collect() }))
 }
 
+/// Loss against tokens (in millions). `None` if there are fewer than two points.
+pub(crate) fn losses(points: &[(f64, f64)]) -> Result<Option<String>> {
+    let points: Vec<_> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    let [.., (last, _)] = points[..] else { return Ok(None) };
+    if points.len() < 2 {
+        return Ok(None);
+    }
+    let low = points.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    let high = points.iter().map(|p| p.1).fold(0.0, f64::max);
+    let tokens = Axis { range: 0.0..last.max(1e-9), log: false };
+    let loss = Axis { range: (low - 0.05 * (high - low)).max(0.0)..high + 0.05 * (high - low).max(1e-9), log: false };
+    let svg = draw((720, 320), "Loss by millions of tokens", |root| {
+        let plane = Plane::new(root, &tokens, &loss)?;
+        plane.axes(tokens.ticks(8).into_iter(), short, loss.ticks(6).into_iter(), short)?;
+        plane.line(&points, ACCENT, 2)
+    })?;
+    Ok(Some(svg))
+}
+
 /// A drawn map of size and quality.
 #[derive(Debug)]
 pub(crate) struct Map {

@@ -1,0 +1,315 @@
+//! `pretrain`: a tokenizer and a model from a text, from scratch.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kindling_core::Cx;
+use kindling_distill::loss::CrossEntropy;
+use kindling_distill::{Batches, Row, Schedule, TokenWindows, TrainOptions, Trainer};
+use kindling_model::checkpoint::DType;
+use kindling_model::checkpoint::atomic::atomic_write;
+use kindling_model::random::random_checkpoint;
+use kindling_model::tokenizer::{Tokenizer, train_byte_level_bpe};
+use kindling_model::{Decoder, ModelFiles};
+use kindling_tensor_backend::device::{DeviceName, device};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cli::Pretrain;
+use crate::error::{OrUser, user};
+use crate::report::format::count;
+use crate::training::config::Pretraining;
+use crate::training::{curve, run};
+use crate::{output, progress, signal, tokens};
+
+/// Rows that an evaluation scores at a time.
+const EVALUATION_ROWS: usize = 4;
+/// Held-out windows that an evaluation on the way scores; the last one scores all.
+const ON_THE_WAY: usize = 20;
+
+/// What the run ends with, in `evaluation.json`.
+#[derive(Serialize)]
+struct Evaluation {
+    parameters: u64,
+    steps: u64,
+    tokens: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_out: Option<HeldOut>,
+    seed: u64,
+    command: String,
+}
+
+#[derive(Serialize)]
+struct HeldOut {
+    texts: Vec<String>,
+    window: usize,
+    windows: usize,
+    bits_per_byte: f64,
+    perplexity: f64,
+}
+
+pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
+    let config = Pretraining::read(&args.config)?;
+    let (learnt, held_out) = texts(args)?;
+    prepare(args, &config)?;
+    let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
+
+    let longest = config.stage.iter().map(|stage| stage.length).max().unwrap_or(0);
+    let positions = config.model.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+    let positions = positions.map_or(longest, |positions| positions as usize);
+    if longest > positions {
+        return Err(user(format!("{}: rows of {longest} tokens, but the model has {positions} positions", args.config.display())));
+    }
+    if !args.out.join("tokenizer.json").exists() {
+        cx.progress().note("learning the tokenizer");
+        let documents = learnt.iter().map(|(_, text)| text.as_str());
+        train_byte_level_bpe(documents, config.tokenizer.vocab_size, positions, &args.out).or_user()?;
+    }
+    let tokenizer = Tokenizer::open(&args.out).or_user()?;
+    let model = initial(args, &config, &tokenizer, device_name, &cx)?;
+    let parameters = model.spec().parameters();
+    let data = Text::new(&config, &documents(&learnt, &tokenizer)?)
+        .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
+        .or_user()?;
+
+    let schedule = Schedule {
+        peak: config.train.rate,
+        warmup: config.train.warmup,
+        decay: config.train.decay,
+        last: config.train.last,
+        steps: config.steps(),
+    };
+    let options = TrainOptions {
+        schedule,
+        adamw: config.train.adamw,
+        clip: config.train.clip,
+        micro_rows: config.train.micro_rows,
+        workers: rayon::current_num_threads(),
+        checkpoint_blocks: config.train.checkpoint_blocks,
+        spike: 2.0,
+    };
+    let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).or_user()?;
+    let window = config.stage[0].length.max(2);
+    let held = Held::new(&held_out, &tokenizer, window)?;
+    cx.progress().note(&format!(
+        "{} parameters, {} steps over {} tokens of text",
+        count(parameters),
+        count(config.steps()),
+        count(data.ids as u64)
+    ));
+    let plan = run::Plan {
+        out: &args.out,
+        steps: config.steps(),
+        evaluate_every: if held.windows.is_empty() { 0 } else { config.train.evaluate_every },
+        held_out: "held-out bits per byte",
+        checkpoint_every: config.train.checkpoint_every,
+        patience: config.train.patience,
+    };
+    run::run(&mut trainer, &data, &plan, &cx, &mut |trainer| Ok(held.score(trainer, ON_THE_WAY)?.0))?;
+
+    let scored = if held.windows.is_empty() { None } else { Some(held.score(&trainer, usize::MAX)?) };
+    let evaluation = Evaluation {
+        parameters,
+        steps: trainer.steps_done(),
+        tokens: trainer.tokens_seen(),
+        held_out: scored.map(|(bits_per_byte, nll)| HeldOut {
+            texts: held_out.iter().map(|(name, _)| name.clone()).collect(),
+            window,
+            windows: held.windows.len(),
+            bits_per_byte,
+            perplexity: nll.exp(),
+        }),
+        seed: config.seed,
+        command: std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word),
+    };
+    finish(args, trainer, &evaluation)?;
+    if args.json {
+        return output::json(&evaluation);
+    }
+    let quality = scored.map_or(String::new(), |(bits, _)| format!(", {bits:.4} bits per byte on the held-out text"));
+    output::line(format_args!(
+        "trained {} parameters on {} tokens{quality}: {}",
+        count(parameters),
+        count(evaluation.tokens),
+        args.out.display()
+    ))
+}
+
+type Named = (String, String);
+
+/// The texts to learn from and those held out, with their names.
+fn texts(args: &Pretrain) -> Result<(Vec<Named>, Vec<Named>)> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for path in &args.text {
+        if path.is_dir() {
+            let mut inside: Vec<PathBuf> = fs::read_dir(path)
+                .with_context(|| format!("cannot read {}", path.display()))
+                .or_user()?
+                .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+                .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+                .collect();
+            inside.sort();
+            if inside.is_empty() {
+                return Err(user(format!("{} holds no .txt file", path.display())));
+            }
+            paths.extend(inside);
+        } else {
+            paths.push(path.clone());
+        }
+    }
+    let (mut learnt, mut held) = (Vec::new(), Vec::new());
+    for path in paths {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let place = if args.hold_out.contains(&name) { &mut held } else { &mut learnt };
+        place.push((name, tokens::text(&path)?));
+    }
+    if let Some(missing) = args.hold_out.iter().find(|name| !held.iter().any(|(held, _)| held == *name)) {
+        return Err(user(format!("--hold-out {missing}: no text has this name")));
+    }
+    if learnt.is_empty() {
+        return Err(user("every text is held out: nothing is left to learn from"));
+    }
+    Ok((learnt, held))
+}
+
+/// The output folder: a new one, or one with a run of the same configuration to go on with.
+fn prepare(args: &Pretrain, config: &Pretraining) -> Result<()> {
+    let out = args.out.display();
+    let kept = args.out.join("pretrain.toml");
+    let text = toml::to_string(config)?;
+    match (kept.exists(), args.resume, args.force) {
+        (true, true, _) => {
+            let earlier = fs::read_to_string(&kept).with_context(|| kept.display().to_string()).or_user()?;
+            if earlier != text {
+                return Err(user(format!("{out} holds a run with another configuration: --resume needs the same one")));
+            }
+            return Ok(());
+        }
+        (true, false, false) => {
+            return Err(user(format!("{out} holds a run: --resume goes on with it, --force starts anew")));
+        }
+        (true, false, true) => fs::remove_dir_all(&args.out).with_context(|| out.to_string()).or_user()?,
+        (false, _, _) if args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some()) => {
+            return Err(user(format!("{out} holds other files: choose another folder with --out")));
+        }
+        (false, _, _) => {}
+    }
+    fs::create_dir_all(&args.out).with_context(|| out.to_string()).or_user()?;
+    Ok(atomic_write(kept, text.as_bytes())?)
+}
+
+/// The model before its first step. Its weights depend on the configuration and the seed alone.
+fn initial(
+    args: &Pretrain,
+    config: &Pretraining,
+    tokenizer: &Tokenizer,
+    device_name: DeviceName,
+    cx: &Cx,
+) -> Result<Decoder> {
+    let dir = args.out.join("initial");
+    if !dir.join("config.json").exists() {
+        let mut model = config.model.clone();
+        model.entry("model_type").or_insert(json!("llama"));
+        model.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+        model.insert("bos_token_id".into(), json!(tokenizer.bos_id()));
+        model.insert("eos_token_id".into(), json!(tokenizer.eos_ids().first()));
+        model.entry("initializer_range").or_insert(json!(0.02));
+        model.insert("dtype".into(), json!("float32"));
+        random_checkpoint(&model.into(), DType::F32, &dir, u64::MAX, cx)?;
+    }
+    Ok(Decoder::load(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
+}
+
+/// Every text between its begin and end tokens.
+fn documents(texts: &[Named], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut ids = Vec::new();
+    for (name, text) in texts {
+        ids.extend(tokenizer.encode_document(text).map_err(|error| user(format!("{name}: {error}")))?);
+        ids.extend(tokenizer.eos_ids().first());
+    }
+    Ok(ids)
+}
+
+/// The windows of every stage.
+struct Text {
+    config: Pretraining,
+    stages: Vec<TokenWindows>,
+    ids: usize,
+}
+
+impl Text {
+    fn new(config: &Pretraining, ids: &[u32]) -> Option<Self> {
+        let stages = config.stage.iter().enumerate();
+        let stages = stages.map(|(i, stage)| TokenWindows::new(ids.to_vec(), stage.length, config.seed + i as u64));
+        Some(Self { config: config.clone(), stages: stages.collect::<Option<_>>()?, ids: ids.len() })
+    }
+}
+
+impl Batches for Text {
+    fn rows(&self, step: u64) -> Vec<Row> {
+        let (stage, before) = self.config.stage_of(step);
+        let rows = self.config.stage[stage].rows as u64;
+        (0..rows).map(|i| self.stages[stage].window((step - before) * rows + i)).collect()
+    }
+}
+
+/// A held-out text in windows, each scored alone.
+struct Held {
+    windows: Vec<Row>,
+    /// Bytes of the text of each window.
+    bytes: Vec<usize>,
+}
+
+impl Held {
+    fn new(texts: &[Named], tokenizer: &Tokenizer, window: usize) -> Result<Self> {
+        let (mut windows, mut bytes) = (Vec::new(), Vec::new());
+        for (name, text) in texts {
+            let ids = tokenizer.encode_document(text).map_err(|error| user(format!("{name}: {error}")))?;
+            for ids in ids.chunks_exact(window) {
+                bytes.push(tokenizer.decode(ids, true).or_user()?.len());
+                windows.push(Row::plain(ids.to_vec()));
+            }
+        }
+        Ok(Self { windows, bytes })
+    }
+
+    /// Bits per byte, the first token of a window counted like the mean of the others, and nats per token.
+    fn score(&self, trainer: &Trainer<Decoder>, limit: usize) -> Result<(f64, f64)> {
+        let count = self.windows.len().min(limit);
+        let mut nll = 0.0;
+        for rows in self.windows[..count].chunks(EVALUATION_ROWS) {
+            nll += trainer.evaluate(rows)? * rows.len() as f64;
+        }
+        let nll = nll / count as f64;
+        let tokens: usize = self.windows[..count].iter().map(|row| row.ids.len()).sum();
+        let bytes: usize = self.bytes[..count].iter().sum();
+        Ok((nll * tokens as f64 / bytes as f64 / std::f64::consts::LN_2, nll))
+    }
+}
+
+/// Writes the model as a checkpoint, its evaluation and its curve.
+fn finish(args: &Pretrain, trainer: Trainer<Decoder>, evaluation: &Evaluation) -> Result<()> {
+    let dtype = args.dtype.dtype();
+    let weights = args.out.join("model.safetensors");
+    if weights.exists() {
+        fs::remove_file(&weights).with_context(|| weights.display().to_string())?;
+    }
+    trainer.into_model().save(&args.out, dtype)?;
+    let text = fs::read_to_string(args.out.join("initial/config.json"))?;
+    let mut config: serde_json::Value = serde_json::from_str(&text)?;
+    config["architectures"] = json!(["LlamaForCausalLM"]);
+    config["dtype"] = json!(args.dtype.torch_name());
+    atomic_write(args.out.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    let evaluation = serde_json::to_string_pretty(evaluation)? + "\n";
+    atomic_write(args.out.join("evaluation.json"), evaluation.as_bytes())?;
+    let lines = run::read_log(&args.out.join("log.jsonl"))?;
+    write_curve(&args.out, &lines)
+}
+
+fn write_curve(out: &Path, lines: &[run::LogLine]) -> Result<()> {
+    match curve::losses(lines)? {
+        Some(svg) => Ok(atomic_write(out.join("loss.svg"), svg.as_bytes())?),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,133 @@
+//! The file that describes a training run from scratch.
+
+use std::path::Path;
+
+use anyhow::Result;
+use kindling_distill::{AdamW, Decay};
+use serde::{Deserialize, Serialize};
+
+use crate::error::user;
+
+/// Everything but the text and the output folder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pretraining {
+    /// Of weights, order and tasks.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// As in `config.json`; the size of the vocabulary comes from the tokenizer.
+    pub model: serde_json::Map<String, serde_json::Value>,
+    /// What the tokenizer learns.
+    pub tokenizer: TokenizerPart,
+    /// How it learns.
+    pub train: TrainPart,
+    /// One after the other.
+    pub stage: Vec<Stage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenizerPart {
+    pub vocab_size: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TrainPart {
+    /// The highest learning rate.
+    pub rate: f64,
+    /// Steps of linear warm-up.
+    #[serde(default)]
+    pub warmup: u64,
+    #[serde(default)]
+    pub decay: Decay,
+    /// The rate at the end as a share of the highest.
+    #[serde(default = "default_last")]
+    pub last: f64,
+    #[serde(default)]
+    pub adamw: AdamW,
+    #[serde(default)]
+    pub clip: Option<f64>,
+    /// Rows that run through the model at a time.
+    #[serde(default = "one")]
+    pub micro_rows: usize,
+    #[serde(default)]
+    pub checkpoint_blocks: bool,
+    /// Steps between two looks at the held-out text; 0: at the end only.
+    #[serde(default)]
+    pub evaluate_every: u64,
+    /// Steps between two checkpoints.
+    #[serde(default = "default_checkpoint_every")]
+    pub checkpoint_every: u64,
+    /// Evaluations without a better one after which the run ends; 0: never.
+    #[serde(default)]
+    pub patience: u64,
+}
+
+/// A part of a run with rows of one length.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stage {
+    /// Tokens to predict in this stage.
+    pub tokens: u64,
+    /// Predictions in a row.
+    pub length: usize,
+    /// Rows of a step.
+    pub rows: usize,
+}
+
+impl Stage {
+    /// Whole steps, at least one.
+    pub(crate) fn steps(&self) -> u64 {
+        (self.tokens / (self.rows * self.length).max(1) as u64).max(1)
+    }
+}
+
+fn default_seed() -> u64 {
+    42
+}
+fn default_last() -> f64 {
+    0.05
+}
+fn one() -> usize {
+    1
+}
+fn default_checkpoint_every() -> u64 {
+    200
+}
+
+impl Pretraining {
+    /// Reads and checks a file.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        let text = std::fs::read_to_string(path).map_err(|error| user(format!("cannot read {name}: {error}")))?;
+        let config: Self = toml::from_str(&text).map_err(|error| user(format!("{name}: {error}")))?;
+        if config.stage.is_empty() {
+            return Err(user(format!("{name}: at least one [[stage]] is needed")));
+        }
+        if config.stage.iter().any(|stage| stage.length == 0 || stage.rows == 0 || stage.tokens == 0) {
+            return Err(user(format!("{name}: `tokens`, `length` and `rows` of a stage must be above 0")));
+        }
+        if config.train.micro_rows == 0 || config.train.checkpoint_every == 0 {
+            return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
+        }
+        Ok(config)
+    }
+
+    /// Steps of the whole run.
+    pub(crate) fn steps(&self) -> u64 {
+        self.stage.iter().map(Stage::steps).sum()
+    }
+
+    /// The stage of a step, and the steps of the stages before.
+    pub(crate) fn stage_of(&self, step: u64) -> (usize, u64) {
+        let mut before = 0;
+        for (i, stage) in self.stage.iter().enumerate() {
+            if step < before + stage.steps() {
+                return (i, before);
+            }
+            before += stage.steps();
+        }
+        (self.stage.len() - 1, before - self.stage[self.stage.len() - 1].steps())
+    }
+}

@@ -1,0 +1,13 @@
+//! What the commands that train share.
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | `config` | the file that describes a run from scratch |
+//! | `run` | the loop: steps, log, checkpoints, evaluation |
+//! | `folder` | where a run keeps its state |
+//! | `curve` | its losses as a drawing |
+
+pub(crate) mod config;
+pub(crate) mod curve;
+pub(crate) mod folder;
+pub(crate) mod run;
