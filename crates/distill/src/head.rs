@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData, s};
 use kindling_core::OutputHead;
 
 use crate::error::{DistillError, Result};
-use crate::loss::TokenLoss;
+use crate::loss::{DistillLoss, Weighting};
 
 /// What one pass over the head gives.
 pub struct HeadGradients {
@@ -51,13 +51,15 @@ pub fn fused_head(
     head: &OutputHead,
     teacher: Option<&TeacherStates>,
     scored: &Scored<'_>,
-    loss: &dyn TokenLoss,
+    loss: &dyn DistillLoss,
     chunk: usize,
 ) -> Result<HeadGradients> {
     let [tokens, hidden] = states.dims();
     let [vocabulary, _] = head.matrix.dims();
     let device = states.device();
     check(tokens, vocabulary, teacher, scored, loss)?;
+    let own = token_weights(teacher, scored, loss, chunk)?;
+    let scored = &Scored { weights: own.as_deref().or(scored.weights), ..*scored };
     let mut total = 0.0;
     let mut state_parts = Vec::with_capacity(tokens.div_ceil(chunk.max(1)));
     let mut matrix = Tensor::<2>::zeros([vocabulary, hidden], &device);
@@ -102,13 +104,15 @@ pub fn head_loss(
     head: &OutputHead,
     teacher: Option<&TeacherStates>,
     scored: &Scored<'_>,
-    loss: &dyn TokenLoss,
+    loss: &dyn DistillLoss,
     chunk: usize,
 ) -> Result<f64> {
     let [tokens, _] = states.dims();
     let [vocabulary, _] = head.matrix.dims();
     let device = states.device();
     check(tokens, vocabulary, teacher, scored, loss)?;
+    let own = token_weights(teacher, scored, loss, chunk)?;
+    let scored = &Scored { weights: own.as_deref().or(scored.weights), ..*scored };
     let mut total = 0.0;
     for start in (0..tokens).step_by(chunk.max(1)) {
         let end = (start + chunk.max(1)).min(tokens);
@@ -125,12 +129,36 @@ pub fn head_loss(
     Ok(if scored.normaliser > 0.0 { total / scored.normaliser } else { 0.0 })
 }
 
+/// What the tokens count if the loss weighs them by the teacher: given weights times the teacher's, whose mean over the
+/// given ones is 1 within these tokens. `None`: the given weights stand.
+fn token_weights(
+    teacher: Option<&TeacherStates>,
+    scored: &Scored<'_>,
+    loss: &dyn DistillLoss,
+    chunk: usize,
+) -> Result<Option<Vec<f32>>> {
+    let (Some(teacher), false) = (teacher, loss.weighting() == Weighting::Uniform) else { return Ok(None) };
+    let [tokens, _] = teacher.states.dims();
+    let mut weights = Vec::with_capacity(tokens);
+    for start in (0..tokens).step_by(chunk.max(1)) {
+        let end = (start + chunk.max(1)).min(tokens);
+        let logits = teacher.head.logits(teacher.states.clone().slice(s![start..end, ..]));
+        weights.extend(host(loss.weighting().of(logits))?);
+    }
+    let given = |i: usize| scored.weights.map_or(1.0, |w| w[i]);
+    let sum: f64 = weights.iter().enumerate().map(|(i, &w)| f64::from(w * given(i))).sum();
+    let count: f64 = (0..tokens).map(|i| f64::from(given(i))).sum();
+    let factor = if sum > 0.0 { (count / sum) as f32 } else { 0.0 };
+    weights.iter_mut().enumerate().for_each(|(i, w)| *w *= factor * given(i));
+    Ok(Some(weights))
+}
+
 fn check(
     tokens: usize,
     vocabulary: usize,
     teacher: Option<&TeacherStates>,
     scored: &Scored<'_>,
-    loss: &dyn TokenLoss,
+    loss: &dyn DistillLoss,
 ) -> Result<()> {
     let counts = [scored.labels.len(), scored.weights.map_or(tokens, <[f32]>::len)];
     if counts != [tokens, tokens] {

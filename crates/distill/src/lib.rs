@@ -19,6 +19,6 @@ pub mod trainer;
 pub use adamw::AdamW;
 pub use batch::{Batches, Mixture, Row, TokenWindows};
 pub use error::{DistillError, Result};
-pub use loss::TokenLoss;
+pub use loss::DistillLoss;
 pub use schedule::{Decay, Schedule};
 pub use trainer::{Snapshot, StepReport, TrainOptions, Trainer};

@@ -11,7 +11,7 @@ use crate::adamw::{AdamW, Moments};
 use crate::batch::Row;
 use crate::error::{DistillError, Result};
 use crate::head::{Scored, TeacherStates, chunk_rows, fused_head, head_loss};
-use crate::loss::TokenLoss;
+use crate::loss::DistillLoss;
 use crate::schedule::Schedule;
 
 /// How a step is taken.
@@ -110,7 +110,7 @@ pub struct Trainer<M: LanguageModel> {
     /// Empty if micro-batches run one after the other.
     workers: Vec<Worker<M>>,
     teacher: Option<Box<dyn LanguageModel>>,
-    loss: Box<dyn TokenLoss>,
+    loss: Box<dyn DistillLoss>,
     options: TrainOptions,
     slots: Vec<Slot>,
     step: u64,
@@ -126,7 +126,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
     pub fn new(
         mut model: M,
         teacher: Option<Box<dyn LanguageModel>>,
-        loss: Box<dyn TokenLoss>,
+        loss: Box<dyn DistillLoss>,
         options: TrainOptions,
         trainable: &dyn Fn(&str) -> bool,
     ) -> Result<Self> {
@@ -632,3 +632,6 @@ fn inputs(rows: &[Row], length: usize) -> Inputs {
     });
     (ids, labels, weights)
 }
+
+#[cfg(test)]
+mod tests;

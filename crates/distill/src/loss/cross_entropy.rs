@@ -5,14 +5,14 @@
 use burn::tensor::{Int, Tensor};
 use kindling_tensor_backend::ops::cross_entropy;
 
-use super::TokenLoss;
+use super::DistillLoss;
 use crate::error::Result;
 
 /// Cross-entropy with the labels.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CrossEntropy;
 
-impl TokenLoss for CrossEntropy {
+impl DistillLoss for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
     }

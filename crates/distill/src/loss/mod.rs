@@ -1,28 +1,299 @@
 //! Losses of a student's logits: one file each.
 //!
 //! A token loss gives its value and its gradient in closed form, so that the [head](crate::head) can compute both chunk
-//! by chunk. Write `p` for the teacher's and `q` for the student's distribution of one token; every gradient follows from
-//! `∂ℓ/∂z_j = q_j (g_j − Σ q_i g_i)` with `g = ∂ℓ/∂q`.
+//! by chunk. Write `p` for the teacher's and `q` for the student's distribution of one token, `z` for the student's
+//! logits; every gradient follows from `∂ℓ/∂z_j = q_j (g_j − Σ q_i g_i)` with `g = ∂ℓ/∂q`. Logarithms of probabilities
+//! are never taken of probabilities: everything starts from log-softmax in f32.
 
+mod cakld;
 mod cross_entropy;
+pub mod dpo;
+pub mod features;
+mod forward_kl;
+mod jsd;
+mod mix;
+mod reverse_kl;
+mod skewed_kl;
+mod survey;
+mod total_variation;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, activation::log_softmax};
+use kindling_core::options::unknown;
+use serde::{Deserialize, Serialize};
 
+pub use cakld::{Cakld, confidence};
 pub use cross_entropy::CrossEntropy;
+pub use forward_kl::ForwardKl;
+pub use jsd::Jsd;
+pub use mix::Mix;
+pub use reverse_kl::ReverseKl;
+pub use skewed_kl::{SkewedForwardKl, SkewedReverseKl};
+pub use survey::{Survey, weighted};
+pub use total_variation::TotalVariation;
 
-use crate::error::Result;
+use crate::error::{DistillError, Result};
 
 /// A loss that is a sum over tokens.
-pub trait TokenLoss: Send + Sync {
+pub trait DistillLoss: Send + Sync {
     /// The name in recipes and errors.
     fn name(&self) -> &'static str;
 
     /// Whether [`rows`](Self::rows) reads the teacher's logits.
-    fn needs_teacher(&self) -> bool;
+    fn needs_teacher(&self) -> bool {
+        true
+    }
+
+    /// How the teacher's logits weigh the tokens.
+    fn weighting(&self) -> Weighting {
+        Weighting::Uniform
+    }
 
     /// The loss of every row `[rows]` and its gradient with respect to the student's logits `[rows, vocabulary]`.
     ///
-    /// Logits are f32 and not tracked; the teacher's have the same shape.
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, labels: Tensor<1, Int>)
-    -> Result<(Tensor<1>, Tensor<2>)>;
+    /// Logits are f32 and not tracked by autodiff; the teacher's have the same shape.
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        labels: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)>;
 }
+
+/// What a token counts, by the teacher's distribution there. Weights are constants with mean 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// All the same.
+    #[default]
+    Uniform,
+    /// The teacher's highest probability.
+    Confidence,
+    /// The entropy of the teacher, as a share of the largest possible.
+    Entropy,
+}
+
+impl Weighting {
+    /// The weights of rows before they are brought to mean 1, `[rows]`.
+    pub fn of(self, teacher: Tensor<2>) -> Tensor<1> {
+        let [rows, vocabulary] = teacher.dims();
+        let log_p = log_softmax(teacher, 1);
+        match self {
+            Weighting::Uniform => Tensor::ones([rows], &log_p.device()),
+            Weighting::Confidence => log_p.max_dim(1).exp().reshape([rows]),
+            Weighting::Entropy => {
+                let entropy = (log_p.clone().exp() * log_p).sum_dim(1).neg();
+                entropy.div_scalar((vocabulary as f64).ln().max(1e-9)).reshape([rows])
+            }
+        }
+    }
+}
+
+/// A loss by name, with what [`build`] needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossOptions {
+    /// One of [`METHODS`].
+    pub loss: String,
+    /// Divides the logits of teacher and student.
+    pub temperature: f64,
+    /// Multiply by the squared temperature, so that gradients keep their size when it changes.
+    pub temperature_squared: bool,
+    /// Of the Jensen-Shannon divergence: `M = β p + (1 − β) q`.
+    pub beta: f64,
+    /// Of the skewed divergences.
+    pub alpha: f64,
+    /// Of CAKLD: the share of the reverse divergence.
+    pub gamma: f64,
+    /// Of the survey's objective: the weight of the forward divergence.
+    pub lambda_forward: f64,
+    /// Of the survey's objective: the weight of the reverse divergence.
+    pub lambda_reverse: f64,
+    /// Of the survey's objective: what a token counts.
+    pub weighting: Weighting,
+    /// The share of cross-entropy with the text in the whole loss, at temperature 1.
+    pub cross_entropy: f64,
+}
+
+impl Default for LossOptions {
+    fn default() -> Self {
+        Self {
+            loss: "forward-kl".into(),
+            temperature: 1.0,
+            temperature_squared: true,
+            beta: 0.5,
+            alpha: 0.1,
+            gamma: 0.5,
+            lambda_forward: 1.0,
+            lambda_reverse: 0.0,
+            weighting: Weighting::Uniform,
+            cross_entropy: 0.0,
+        }
+    }
+}
+
+/// A loss that can be asked for by name.
+pub struct LossEntry {
+    /// The name.
+    pub name: &'static str,
+    /// Where it comes from.
+    pub paper: &'static str,
+    /// Whether it compares with a teacher.
+    pub needs_teacher: bool,
+    make: fn(&LossOptions) -> Box<dyn DistillLoss>,
+}
+
+/// Every token loss.
+pub const METHODS: &[LossEntry] = &[
+    LossEntry {
+        name: "cross-entropy",
+        paper: "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
+        needs_teacher: false,
+        make: |_| Box::new(CrossEntropy),
+    },
+    LossEntry {
+        name: "forward-kl",
+        paper: "Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
+        needs_teacher: true,
+        make: |_| Box::new(ForwardKl),
+    },
+    LossEntry {
+        name: "reverse-kl",
+        paper: "MiniLLM, arXiv 2306.08543",
+        needs_teacher: true,
+        make: |_| Box::new(ReverseKl),
+    },
+    LossEntry {
+        name: "jsd",
+        paper: "On-Policy Distillation of Language Models, arXiv 2306.13649",
+        needs_teacher: true,
+        make: |o| Box::new(Jsd { beta: o.beta }),
+    },
+    LossEntry {
+        name: "skewed-kl",
+        paper: "DistiLLM, arXiv 2402.03898",
+        needs_teacher: true,
+        make: |o| Box::new(SkewedForwardKl { alpha: o.alpha }),
+    },
+    LossEntry {
+        name: "skewed-reverse-kl",
+        paper: "DistiLLM, arXiv 2402.03898",
+        needs_teacher: true,
+        make: |o| Box::new(SkewedReverseKl { alpha: o.alpha }),
+    },
+    LossEntry {
+        name: "total-variation",
+        paper: "f-Divergence Minimization for Sequence-Level Knowledge Distillation, arXiv 2307.15190",
+        needs_teacher: true,
+        make: |_| Box::new(TotalVariation),
+    },
+    LossEntry {
+        name: "survey",
+        paper: "weighted forward and reverse divergence, after arXiv 1503.02531",
+        needs_teacher: true,
+        make: |o| {
+            let (forward, reverse) = (o.lambda_forward, o.lambda_reverse);
+            Box::new(Survey { forward, reverse, weighting: o.weighting })
+        },
+    },
+    LossEntry {
+        name: "cakld",
+        paper: "BitDistiller, arXiv 2402.10631",
+        needs_teacher: true,
+        make: |o| Box::new(Cakld { gamma: o.gamma }),
+    },
+];
+
+/// The loss that the options describe.
+///
+/// # Errors
+/// The name is unknown, or a number is outside its range.
+pub fn build(options: &LossOptions) -> Result<Box<dyn DistillLoss>> {
+    let Some(entry) = METHODS.iter().find(|entry| entry.name == options.loss) else {
+        let known: Vec<&str> = METHODS.iter().map(|entry| entry.name).collect();
+        return Err(DistillError::Input(unknown("loss", &options.loss, &known)));
+    };
+    for (name, value) in [
+        ("beta", options.beta),
+        ("alpha", options.alpha),
+        ("gamma", options.gamma),
+        ("cross_entropy", options.cross_entropy),
+    ] {
+        if !(0.0..=1.0).contains(&value) {
+            return Err(DistillError::Input(format!("`{name}` = {value}: it lies between 0 and 1")));
+        }
+    }
+    if !(options.temperature > 0.0 && options.temperature.is_finite()) {
+        return Err(DistillError::Input(format!("`temperature` = {}: it is above 0", options.temperature)));
+    }
+    let loss = (entry.make)(options);
+    if !entry.needs_teacher {
+        return Ok(loss);
+    }
+    let loss: Box<dyn DistillLoss> = if options.temperature == 1.0 {
+        loss
+    } else {
+        Box::new(Tempered { loss, temperature: options.temperature, squared: options.temperature_squared })
+    };
+    let share = options.cross_entropy;
+    Ok(if share == 0.0 { loss } else { Box::new(Mix { parts: vec![(1.0 - share, loss), (share, Box::new(CrossEntropy))] }) })
+}
+
+/// A loss at a temperature.
+pub struct Tempered {
+    /// The loss.
+    pub loss: Box<dyn DistillLoss>,
+    /// Divides all logits.
+    pub temperature: f64,
+    /// Multiply by its square.
+    pub squared: bool,
+}
+
+impl DistillLoss for Tempered {
+    fn name(&self) -> &'static str {
+        self.loss.name()
+    }
+
+    fn needs_teacher(&self) -> bool {
+        self.loss.needs_teacher()
+    }
+
+    fn weighting(&self) -> Weighting {
+        self.loss.weighting()
+    }
+
+    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, labels: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+        let t = self.temperature;
+        let (loss, gradient) = self.loss.rows(student.div_scalar(t), teacher.map(|z| z.div_scalar(t)), labels)?;
+        let factor = if self.squared { t * t } else { 1.0 };
+        // The chain rule gives one division.
+        Ok((loss.mul_scalar(factor), gradient.mul_scalar(factor / t)))
+    }
+}
+
+/// The logarithms of both distributions, `[rows, vocabulary]`: teacher, student.
+fn log_distributions(name: &'static str, student: Tensor<2>, teacher: Option<Tensor<2>>) -> Result<[Tensor<2>; 2]> {
+    let teacher = teacher.ok_or(DistillError::NoTeacher(name))?;
+    Ok([log_softmax(teacher, 1), log_softmax(student, 1)])
+}
+
+/// Sums over the vocabulary, `[rows, 1]` → `[rows]`.
+fn column(x: Tensor<2>) -> Tensor<1> {
+    let [rows, _] = x.dims();
+    x.reshape([rows])
+}
+
+/// `q (g − Σ q g)`: the gradient with respect to logits from that with respect to probabilities.
+fn through_softmax(q: Tensor<2>, g: Tensor<2>) -> Tensor<2> {
+    let mean = (q.clone() * g.clone()).sum_dim(1);
+    q * (g - mean)
+}
+
+/// `ln(e^a + e^b)`.
+fn log_add(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let high = a.clone().max_pair(b.clone());
+    let low = a.min_pair(b);
+    high.clone() + (low - high).exp().log1p()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,25 @@
+//! `KL(p ‖ q) = Σ p ln(p / q)`: the student covers all that the teacher would say.
+//!
+//! Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+
+use burn::tensor::{Int, Tensor};
+
+use super::{DistillLoss, column, log_distributions};
+use crate::error::Result;
+
+/// The forward divergence.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ForwardKl;
+
+impl DistillLoss for ForwardKl {
+    fn name(&self) -> &'static str {
+        "forward-kl"
+    }
+
+    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+        let p = log_p.clone().exp();
+        let loss = (p.clone() * (log_p - log_q.clone())).sum_dim(1);
+        Ok((column(loss), log_q.exp() - p))
+    }
+}

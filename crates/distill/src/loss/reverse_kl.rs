@@ -1,0 +1,25 @@
+//! `KL(q ‖ p) = Σ q ln(q / p)`: the student keeps to what the teacher finds likely.
+//!
+//! Source: Gu et al., "MiniLLM", arXiv 2306.08543 (there over whole sequences; here token by token).
+
+use burn::tensor::{Int, Tensor};
+
+use super::{DistillLoss, column, log_distributions};
+use crate::error::Result;
+
+/// The reverse divergence.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ReverseKl;
+
+impl DistillLoss for ReverseKl {
+    fn name(&self) -> &'static str {
+        "reverse-kl"
+    }
+
+    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+        let (q, ratio) = (log_q.clone().exp(), log_q - log_p);
+        let loss = (q.clone() * ratio.clone()).sum_dim(1);
+        Ok((column(loss.clone()), q * (ratio - loss)))
+    }
+}
