@@ -319,8 +319,8 @@ pub(crate) struct Pretrain {
     /// Model, tokenizer and schedule in TOML, see `recipes/pretrain/`.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
-    /// A text in UTF-8, or a folder of .txt files; may be given several times.
-    #[arg(long, value_name = "PATH", required = true)]
+    /// A text in UTF-8, or a folder of .txt files; may be given several times. A model of tasks alone needs none.
+    #[arg(long, value_name = "PATH")]
     pub(crate) text: Vec<PathBuf>,
     /// The name of a file to keep out of training and to measure on; may be given several times.
     #[arg(long, value_name = "NAME")]

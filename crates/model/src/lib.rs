@@ -9,6 +9,7 @@
 //! | `tokenizer`, `chat`, `sampling` | text in, text out |
 //! | `decoder`, `kv` | one attention, one MLP, one block for all families |
 //! | `generate`, `evaluate` | decoding; perplexity and divergence |
+//! | `tasks` | generated long-context tasks and their scores |
 //! | `compress` | the block stream: statistics, methods, shards, resumption |
 //! | `random` | checkpoints of a given shape with random weights |
 //!
@@ -52,6 +53,8 @@ pub mod kv;
 pub mod random;
 #[cfg(feature = "tensor")]
 pub mod sampling;
+#[cfg(feature = "tensor")]
+pub mod tasks;
 #[cfg(feature = "tensor")]
 pub mod tokenizer;
 

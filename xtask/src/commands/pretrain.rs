@@ -1,5 +1,6 @@
 //! `pretrain`: a tokenizer and a model from a text, from scratch.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,21 +11,31 @@ use kindling_distill::{Batches, Row, Schedule, TokenWindows, TrainOptions, Train
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
 use kindling_model::random::random_checkpoint;
+use kindling_model::tasks::{Task, generate_example, score, vocabulary, write_tokenizer};
 use kindling_model::tokenizer::{Tokenizer, train_byte_level_bpe};
 use kindling_model::{Decoder, ModelFiles};
 use kindling_tensor_backend::device::{DeviceName, device};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::Pretrain;
 use crate::error::{OrUser, user};
 use crate::report::format::count;
-use crate::training::config::Pretraining;
+use crate::training::config::{Pretraining, TokenizerPart};
 use crate::training::{curve, run};
 use crate::{output, progress, signal, tokens};
 
 /// Rows that an evaluation scores at a time.
 const EVALUATION_ROWS: usize = 4;
+/// Examples of every task: on the way and in the end.
+const EXAMPLES_ON_THE_WAY: usize = 20;
+const EXAMPLES: usize = 200;
+/// Prompts that are answered together.
+const TASK_ROWS: usize = 20;
+/// Keeps the examples of evaluations apart from those of training.
+const HELD_OUT: u64 = 0x6865_6c64_6f75_7421;
 /// Held-out windows that an evaluation on the way scores; the last one scores all.
 const ON_THE_WAY: usize = 20;
 
@@ -36,8 +47,22 @@ struct Evaluation {
     tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     held_out: Option<HeldOut>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<Accuracy>,
     seed: u64,
     command: String,
+}
+
+/// One task at one length.
+#[derive(Debug, Clone, Serialize)]
+struct Accuracy {
+    task: String,
+    context: usize,
+    examples: usize,
+    /// The share of right answers; for tasks whose answers have several parts the mean share of right parts.
+    accuracy: f64,
+    /// The share of answers right throughout.
+    exact: f64,
 }
 
 #[derive(Serialize)]
@@ -51,7 +76,11 @@ struct HeldOut {
 
 pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let config = Pretraining::read(&args.config)?;
-    let (learnt, held_out) = texts(args)?;
+    let tasks = config.task_list().map_err(user)?;
+    if tasks.is_empty() && args.text.is_empty() {
+        return Err(user("a text to learn from is needed: name a file or a folder of .txt files with --text"));
+    }
+    let (learnt, held_out) = if tasks.is_empty() { texts(args)? } else { Default::default() };
     prepare(args, &config)?;
     let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
@@ -61,17 +90,27 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     if longest > positions {
         return Err(user(format!("{}: rows of {longest} tokens, but the model has {positions} positions", args.config.display())));
     }
-    if !args.out.join("tokenizer.json").exists() {
-        cx.progress().note("learning the tokenizer");
-        let documents = learnt.iter().map(|(_, text)| text.as_str());
-        train_byte_level_bpe(documents, config.tokenizer.vocab_size, positions, &args.out).or_user()?;
+    match config.tokenizer {
+        _ if args.out.join("tokenizer.json").exists() => {}
+        TokenizerPart::Learnt { vocab_size } => {
+            cx.progress().note("learning the tokenizer");
+            let documents = learnt.iter().map(|(_, text)| text.as_str());
+            train_byte_level_bpe(documents, vocab_size, positions, &args.out).or_user()?;
+        }
+        TokenizerPart::Tasks { .. } => write_tokenizer(&args.out, positions)?,
     }
     let tokenizer = Tokenizer::open(&args.out).or_user()?;
     let model = initial(args, &config, &tokenizer, device_name, &cx)?;
     let parameters = model.spec().parameters();
-    let data = Text::new(&config, &documents(&learnt, &tokenizer)?)
-        .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
-        .or_user()?;
+    let (data, what): (Box<dyn Batches>, String) = if tasks.is_empty() {
+        let ids = documents(&learnt, &tokenizer)?;
+        let text = Text::new(&config, &ids)
+            .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
+            .or_user()?;
+        (Box::new(text), format!("{} tokens of text", count(ids.len() as u64)))
+    } else {
+        (Box::new(Tasks { config: config.clone(), tasks: tasks.clone() }), format!("{} tasks", tasks.len()))
+    };
 
     let schedule = Schedule {
         peak: config.train.rate,
@@ -93,23 +132,29 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let window = config.stage[0].length.max(2);
     let held = Held::new(&held_out, &tokenizer, window)?;
     cx.progress().note(&format!(
-        "{} parameters, {} steps over {} tokens of text",
+        "{} parameters, {} steps over {what}",
         count(parameters),
-        count(config.steps()),
-        count(data.ids as u64)
+        count(config.steps())
     ));
     let plan = run::Plan {
         out: &args.out,
         steps: config.steps(),
-        evaluate_every: if held.windows.is_empty() { 0 } else { config.train.evaluate_every },
-        held_out: "held-out bits per byte",
+        evaluate_every: if held.windows.is_empty() && tasks.is_empty() { 0 } else { config.train.evaluate_every },
+        held_out: if tasks.is_empty() { "held-out bits per byte" } else { "share of wrong answers" },
         checkpoint_every: config.train.checkpoint_every,
         patience: config.train.patience,
     };
-    run::run(&mut trainer, &data, &plan, &cx, &mut |trainer| Ok(held.score(trainer, ON_THE_WAY)?.0))?;
+    run::run(&mut trainer, &*data, &plan, &cx, &mut |trainer| {
+        if tasks.is_empty() {
+            return Ok(held.score(trainer, ON_THE_WAY)?.0);
+        }
+        let context = config.stage[config.stage_of(trainer.steps_done()).0].context.unwrap_or(64);
+        let scores = task_scores(trainer.model(), &tasks, context, EXAMPLES_ON_THE_WAY, config.seed)?;
+        Ok(1.0 - scores.iter().map(|score| score.accuracy).sum::<f64>() / scores.len().max(1) as f64)
+    })?;
 
     let scored = if held.windows.is_empty() { None } else { Some(held.score(&trainer, usize::MAX)?) };
-    let evaluation = Evaluation {
+    let mut evaluation = Evaluation {
         parameters,
         steps: trainer.steps_done(),
         tokens: trainer.tokens_seen(),
@@ -120,9 +165,19 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
             bits_per_byte,
             perplexity: nll.exp(),
         }),
+        tasks: Vec::new(),
         seed: config.seed,
         command: std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word),
     };
+    if !tasks.is_empty() {
+        let lengths: BTreeSet<usize> = config.stage.iter().filter_map(|stage| stage.context).collect();
+        cx.progress().begin("answering tasks", lengths.len() as u64);
+        for context in lengths {
+            evaluation.tasks.extend(task_scores(trainer.model(), &tasks, context, EXAMPLES, config.seed)?);
+            cx.progress().advance(1);
+        }
+        cx.progress().end();
+    }
     finish(args, trainer, &evaluation)?;
     if args.json {
         return output::json(&evaluation);
@@ -134,6 +189,49 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         count(evaluation.tokens),
         args.out.display()
     ))
+}
+
+/// Accuracies on examples whose seeds no training step uses.
+fn task_scores(model: &Decoder, tasks: &[Task], context: usize, examples: usize, seed: u64) -> Result<Vec<Accuracy>> {
+    let asked = tasks.iter().filter(|task| **task != Task::Lm && task.fits(context));
+    asked
+        .map(|&task| {
+            let example = |i: usize| {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed ^ HELD_OUT);
+                rng.set_stream(i as u64);
+                generate_example(task, context, Some(i % 10), &mut rng)
+            };
+            let examples: Vec<_> = (0..examples).map(example).collect();
+            let found = score(model, &examples, TASK_ROWS, |_| {})?;
+            let accuracy = if task.counts_recall() { found.recall() } else { found.exact() };
+            Ok(Accuracy { task: task.to_string(), context, examples: found.examples, accuracy, exact: found.exact() })
+        })
+        .collect()
+}
+
+/// Rows of generated tasks.
+struct Tasks {
+    config: Pretraining,
+    tasks: Vec<Task>,
+}
+
+impl Batches for Tasks {
+    fn rows(&self, step: u64) -> Vec<Row> {
+        let stage = &self.config.stage[self.config.stage_of(step).0];
+        let context = stage.context.unwrap_or(64);
+        let other = if let TokenizerPart::Tasks { other, .. } = self.config.tokenizer { other } else { 0.0 };
+        let fitting: Vec<Task> = self.tasks.iter().copied().filter(|task| task.fits(context)).collect();
+        let row = |i: usize| {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
+            rng.set_stream(step << 16 | i as u64);
+            let task = fitting[(rng.next_u64() % fitting.len() as u64) as usize];
+            let (mut ids, mut weights) = generate_example(task, context, None, &mut rng).sequence(other);
+            ids.resize(stage.length + 1, vocabulary::PAD);
+            weights.resize(stage.length, 0.0);
+            Row { ids, weights: Some(weights) }
+        };
+        (0..stage.rows).map(row).collect()
+    }
 }
 
 type Named = (String, String);
@@ -235,14 +333,13 @@ fn documents(texts: &[Named], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 struct Text {
     config: Pretraining,
     stages: Vec<TokenWindows>,
-    ids: usize,
 }
 
 impl Text {
     fn new(config: &Pretraining, ids: &[u32]) -> Option<Self> {
         let stages = config.stage.iter().enumerate();
         let stages = stages.map(|(i, stage)| TokenWindows::new(ids.to_vec(), stage.length, config.seed + i as u64));
-        Some(Self { config: config.clone(), stages: stages.collect::<Option<_>>()?, ids: ids.len() })
+        Some(Self { config: config.clone(), stages: stages.collect::<Option<_>>()? })
     }
 }
 

@@ -4,9 +4,13 @@ use std::path::Path;
 
 use anyhow::Result;
 use kindling_distill::{AdamW, Decay};
+use kindling_model::tasks::Task;
 use serde::{Deserialize, Serialize};
 
 use crate::error::user;
+
+/// Tokens of questions and answers that an example has at most, its end included.
+pub(crate) const TURNS: usize = 21;
 
 /// Everything but the text and the output folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,10 +29,20 @@ pub(crate) struct Pretraining {
     pub stage: Vec<Stage>,
 }
 
+/// What the tokenizer learns from the text, or that the model speaks the language of the tasks alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TokenizerPart {
-    pub vocab_size: usize,
+#[serde(deny_unknown_fields, untagged)]
+pub(crate) enum TokenizerPart {
+    Learnt {
+        vocab_size: usize,
+    },
+    Tasks {
+        /// The tasks that are mixed in equal parts.
+        tasks: Vec<String>,
+        /// What predicting a token outside the answers counts.
+        #[serde(default = "default_other")]
+        other: f32,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,6 +88,9 @@ pub(crate) struct Stage {
     pub length: usize,
     /// Rows of a step.
     pub rows: usize,
+    /// Tokens of context of a task; a row has room for question and answer behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<usize>,
 }
 
 impl Stage {
@@ -83,6 +100,9 @@ impl Stage {
     }
 }
 
+fn default_other() -> f32 {
+    0.1
+}
 fn default_seed() -> u64 {
     42
 }
@@ -111,7 +131,31 @@ impl Pretraining {
         if config.train.micro_rows == 0 || config.train.checkpoint_every == 0 {
             return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
         }
+        config.task_list().map_err(|error| user(format!("{name}: {error}")))?;
+        let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
+        for (i, stage) in config.stage.iter().enumerate() {
+            match stage.context {
+                Some(context) if with_tasks && stage.length < context + TURNS => {
+                    let needed = context + TURNS;
+                    return Err(user(format!("{name}: stage {}: `length` must be {needed} or more for a context of {context}", i + 1)));
+                }
+                None if with_tasks => return Err(user(format!("{name}: stage {}: tasks need a `context`", i + 1))),
+                Some(_) if !with_tasks => {
+                    return Err(user(format!("{name}: stage {}: `context` is for tasks", i + 1)));
+                }
+                _ => {}
+            }
+        }
         Ok(config)
+    }
+
+    /// The tasks to learn; empty for a text.
+    pub(crate) fn task_list(&self) -> Result<Vec<Task>, String> {
+        match &self.tokenizer {
+            TokenizerPart::Learnt { .. } => Ok(Vec::new()),
+            TokenizerPart::Tasks { tasks, .. } if tasks.is_empty() => Err("`tasks` is empty".into()),
+            TokenizerPart::Tasks { tasks, .. } => tasks.iter().map(|name| name.parse()).collect(),
+        }
     }
 
     /// Steps of the whole run.

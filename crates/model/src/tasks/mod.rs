@@ -1,0 +1,128 @@
+//! Generated tasks that tell whether a model still finds what stands far back: needles, key-value records, variable
+//! tracking, copying, word counts.
+//!
+//! They speak a small vocabulary of their own ([`vocabulary`]), so that a model of under a million parameters can learn
+//! all of them. Names and forms follow RULER (Hsieh et al., arXiv 2404.06654), needle tests and induction heads (Olsson et
+//! al., arXiv 2209.11895).
+
+mod example;
+mod score;
+mod tokenizer;
+pub mod vocabulary;
+
+#[cfg(test)]
+mod tests;
+
+pub use example::{Example, Turn, generate_example};
+pub use score::{TaskScore, score};
+pub use tokenizer::write_tokenizer;
+
+use std::fmt;
+use std::str::FromStr;
+
+use kindling_core::options::unknown;
+
+/// What an example asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Task {
+    /// One record, its value wanted.
+    NiahSingle,
+    /// So many records, one wanted.
+    NiahMultikey(usize),
+    /// As many records as fit, up to one for every key, one wanted.
+    NiahMultikeyAll,
+    /// Four records of one key, all values wanted in order.
+    NiahMultivalue,
+    /// Four records, all wanted one after the other.
+    NiahMultiquery,
+    /// Which variables hold a value, through so many assignments; another chain distracts.
+    VariableTracking(usize),
+    /// The ten words that occur six times as often as the others.
+    CommonWords,
+    /// The three most frequent words of a Zipf distribution, the filler apart.
+    FreqWords,
+    /// A passage again from its first two symbols.
+    Copy,
+    /// A field of a record.
+    KvQa,
+    /// A field of the record that another record's third field names.
+    KvQaTwoHop,
+    /// Examples of the others one after the other: for perplexity.
+    Lm,
+}
+
+impl Task {
+    /// The variants that are trained together.
+    pub const ALL: [Task; 14] = [
+        Task::NiahSingle,
+        Task::NiahMultikey(4),
+        Task::NiahMultikeyAll,
+        Task::NiahMultivalue,
+        Task::NiahMultiquery,
+        Task::VariableTracking(1),
+        Task::VariableTracking(2),
+        Task::VariableTracking(4),
+        Task::CommonWords,
+        Task::FreqWords,
+        Task::Copy,
+        Task::KvQa,
+        Task::KvQaTwoHop,
+        Task::Lm,
+    ];
+
+    /// Whether a context of `length` tokens can hold it.
+    pub fn fits(self, length: usize) -> bool {
+        let body = length.saturating_sub(vocabulary::BEGINS);
+        match self {
+            Task::NiahSingle | Task::NiahMultikeyAll => body >= 6,
+            Task::NiahMultikey(count) => body >= 6 * count && (1..=64).contains(&count),
+            Task::NiahMultivalue | Task::NiahMultiquery => body >= 24,
+            Task::VariableTracking(hops) => body >= 2 * (5 + 6 * hops) && 2 * (hops + 1) <= 64,
+            Task::CommonWords => length >= 128,
+            Task::FreqWords => body >= 60,
+            Task::Copy => body >= 32,
+            Task::KvQa => body >= 18,
+            Task::KvQaTwoHop => body >= 36,
+            Task::Lm => length > 64,
+        }
+    }
+
+    /// Whether an answer with some right parts counts in part.
+    pub fn counts_recall(self) -> bool {
+        matches!(
+            self,
+            Task::NiahMultivalue | Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords
+        )
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Task::NiahSingle => f.write_str("niah_single"),
+            Task::NiahMultikey(count) => write!(f, "niah_multikey_{count}"),
+            Task::NiahMultikeyAll => f.write_str("niah_multikey_all"),
+            Task::NiahMultivalue => f.write_str("niah_multivalue"),
+            Task::NiahMultiquery => f.write_str("niah_multiquery"),
+            Task::VariableTracking(hops) => write!(f, "variable_tracking_{hops}"),
+            Task::CommonWords => f.write_str("common_words"),
+            Task::FreqWords => f.write_str("freq_words"),
+            Task::Copy => f.write_str("copy"),
+            Task::KvQa => f.write_str("kv_qa"),
+            Task::KvQaTwoHop => f.write_str("kv_qa_two_hop"),
+            Task::Lm => f.write_str("lm"),
+        }
+    }
+}
+
+impl FromStr for Task {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known: Vec<String> = Task::ALL.iter().map(ToString::to_string).collect();
+        match known.iter().position(|known| known == name) {
+            Some(i) => Ok(Task::ALL[i]),
+            None => Err(unknown("task", name, &known.iter().map(String::as_str).collect::<Vec<_>>())),
+        }
+    }
+}
