@@ -43,6 +43,8 @@ pub(crate) enum Command {
     Verify(Verify),
     Report(Report),
     Pretrain(Pretrain),
+    Distill(Distill),
+    Heal(Heal),
     RandomCheckpoint(RandomCheckpoint),
     Doctor(Doctor),
     Tidy(Tidy),
@@ -119,6 +121,9 @@ pub(crate) struct Eval {
     /// Directory of a checkpoint, compressed or not.
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
+    /// Directory of an adapter for it, in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Text in UTF-8. It is tokenised once, then cut into windows; the ragged rest is dropped.
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -141,6 +146,9 @@ pub(crate) struct Generate {
     /// Directory of a checkpoint, compressed or not (default: the built-in model).
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
+    /// Directory of an adapter for it, in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
     /// The text to continue.
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
     pub(crate) prompt: Option<String>,
@@ -331,6 +339,150 @@ pub(crate) struct Pretrain {
     /// Type of the weights that are written in the end.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub(crate) dtype: Dtype,
+    /// Go on after the last checkpoint.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace what an earlier run left in the folder.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Train a student to say what a teacher says.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask distill --teacher ./llama --student ./small --text books --out ./taught
+  cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half")]
+pub(crate) struct Distill {
+    /// Directory of the teacher's checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) teacher: PathBuf,
+    /// Directory of the student's checkpoint, with the teacher's tokenizer.
+    #[arg(long, value_name = "DIR", required_unless_present = "keep_blocks", conflicts_with = "keep_blocks")]
+    pub(crate) student: Option<PathBuf>,
+    /// Make the student from these blocks of the teacher, counted from 0.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub(crate) keep_blocks: Vec<usize>,
+    /// Forget what the student knows: begin with random weights.
+    #[arg(long)]
+    pub(crate) from_scratch: bool,
+    #[command(flatten)]
+    pub(crate) training: Training,
+}
+
+/// Train a compressed model for a while, so that it gets back what compression cost.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask heal --model ./llama-3bit --teacher ./llama --text books --out ./adapter
+  cargo xtask heal --model ./llama-2-4 --teacher ./llama --adapter none --masked --text books --out ./healed
+  cargo xtask eval --model ./llama-3bit --adapter ./adapter --text book.txt")]
+pub(crate) struct Heal {
+    /// Directory of the compressed checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Directory of the model before compression; not needed for the loss `cross-entropy`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) teacher: Option<PathBuf>,
+    /// What learns: an adapter beside the weights, or (none) the weights themselves, which must be dense.
+    #[arg(long, value_enum, default_value_t = AdapterKind::Lora)]
+    pub(crate) adapter: AdapterKind,
+    /// Rows of the adapter's small matrix.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub(crate) rank: usize,
+    /// The correction counts ALPHA / rank.
+    #[arg(long, value_name = "X", default_value_t = 16.0, value_parser = positive)]
+    pub(crate) alpha: f64,
+    /// Ends of module names that get an adapter (default: all projections).
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) targets: Vec<String>,
+    /// Pruned weights stay zero.
+    #[arg(long)]
+    pub(crate) masked: bool,
+    /// Add the adapter to the weights in the end and write a whole checkpoint. Quantised weights become dense by it.
+    #[arg(long)]
+    pub(crate) merge: bool,
+    #[command(flatten)]
+    pub(crate) training: Training,
+}
+
+/// What learns in `heal`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdapterKind {
+    /// Low rank.
+    Lora,
+    /// Low rank and the norms of rows.
+    Dora,
+    /// The weights themselves.
+    None,
+}
+
+/// How `distill` and `heal` train.
+#[derive(Debug, Args)]
+pub(crate) struct Training {
+    /// A text in UTF-8, or a folder of .txt files; may be given several times.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// The name of a file to keep out of training; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hold_out: Vec<String>,
+    /// Text to measure perplexity on, before and after.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eval: Option<PathBuf>,
+    /// How many windows of 256 tokens of it.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub(crate) eval_windows: usize,
+    /// The loss; `cargo xtask list` names all.
+    #[arg(long, value_name = "NAME", default_value = "forward-kl")]
+    pub(crate) loss: String,
+    /// Divides the logits of both models.
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) temperature: f64,
+    /// The share of cross-entropy with the text.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction)]
+    pub(crate) cross_entropy: f64,
+    /// Of `jsd`: the teacher's share in the mixture.
+    #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = fraction)]
+    pub(crate) beta: f64,
+    /// Of the skewed divergences: the share of the other side.
+    #[arg(long, value_name = "X", default_value_t = 0.1, value_parser = fraction)]
+    pub(crate) skew: f64,
+    /// Of `cakld`: the share of the reverse divergence.
+    #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = fraction)]
+    pub(crate) gamma: f64,
+    /// Steps.
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = at_least_one)]
+    pub(crate) steps: usize,
+    /// Rows in a step.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub(crate) rows: usize,
+    /// Tokens in a row.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_two)]
+    pub(crate) length: usize,
+    /// Rows that run through the model at a time.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
+    pub(crate) micro_rows: usize,
+    /// The highest learning rate.
+    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = positive)]
+    pub(crate) rate: f64,
+    /// Steps until it is reached.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) warmup: u64,
+    /// Longer gradients are scaled down to this norm.
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) clip: f64,
+    /// Keep the inputs of blocks only and run them again on the way back: memory for time.
+    #[arg(long)]
+    pub(crate) checkpoint_blocks: bool,
+    /// Folder of the run: checkpoints on the way, the result in the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Seed of every random choice.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
     /// Go on after the last checkpoint.
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,

@@ -96,6 +96,8 @@ struct Slot {
     name: String,
     value: Values,
     means: Option<Means>,
+    /// 1 where the weight may change, 0 where it stays zero.
+    mask: Option<Tensor<2>>,
 }
 
 /// A model of its own and a pool of one thread, in which all its operations run.
@@ -150,7 +152,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                     ParameterMut::Vector(x) => Values::Vector(x.clone().inner()),
                     ParameterMut::Matrix(x) => Values::Matrix(x.clone().inner()),
                 };
-                Slot { name, value, means: None }
+                Slot { name, value, means: None, mask: None }
             })
             .collect();
         if slots.is_empty() {
@@ -164,6 +166,25 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         let count = if options.workers > 1 { options.workers } else { 0 };
         let workers = (0..count).map(worker).collect::<Result<_>>()?;
         Ok(Self { model, workers, teacher, loss, options, slots, step: 0, tokens: 0, mean_loss: None })
+    }
+
+    /// From now on entries of matrices that are zero stay zero, however they are trained: pruned weights stay pruned.
+    ///
+    /// # Errors
+    /// No trained matrix has a zero.
+    pub fn keep_zeros(&mut self) -> Result<()> {
+        let mut found = false;
+        for slot in &mut self.slots {
+            if let Values::Matrix(x) = &slot.value {
+                let mask = x.clone().not_equal_scalar(0.0).float();
+                let [rows, cols] = mask.dims();
+                if f64::from(mask.clone().sum().into_scalar::<f32>()) < (rows * cols) as f64 {
+                    slot.mask = Some(mask);
+                    found = true;
+                }
+            }
+        }
+        if found { Ok(()) } else { Err(DistillError::Input("no trained matrix has a zero to keep".into())) }
     }
 
     /// Steps done.
@@ -459,6 +480,11 @@ impl Slot {
             }
             (Values::Matrix(x), Values::Matrix(g), means) => {
                 let means = if let Some(Means::Matrix(means)) = means { Some(means) } else { None };
+                // Without a gradient the means of a pruned weight stay zero, and so does the weight.
+                let g = match &self.mask {
+                    Some(mask) => g * mask.clone(),
+                    None => g,
+                };
                 let (x, means) = adamw.step(x, g, means, rate, step);
                 (Values::Matrix(x), Some(Means::Matrix(means)))
             }

@@ -9,6 +9,7 @@
 //! | `tokenizer`, `chat`, `sampling` | text in, text out |
 //! | `decoder`, `kv` | one attention, one MLP, one block for all families |
 //! | `generate`, `evaluate` | decoding; perplexity and divergence |
+//! | `adapter` | LoRA and DoRA on any projection, in PEFT's layout |
 //! | `tasks` | generated long-context tasks and their scores |
 //! | `compress` | the block stream: statistics, methods, shards, resumption |
 //! | `random` | checkpoints of a given shape with random weights |
@@ -35,6 +36,8 @@ pub mod compressed_tensors;
 pub mod config;
 pub mod layers;
 
+#[cfg(feature = "tensor")]
+pub mod adapter;
 #[cfg(feature = "tensor")]
 pub mod chat;
 #[cfg(feature = "tensor")]

@@ -132,7 +132,11 @@ fn values(name: &str, shape: &[usize], deviation: Option<f64>, cx: &Cx) -> Vec<f
         return vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; count];
     }
     let scale = deviation.map_or_else(|| (shape[1] as f32).sqrt().recip(), |deviation| deviation as f32);
-    let mut rng = cx.rng(name);
+    normals(count, scale, &mut cx.rng(name))
+}
+
+/// Normal values of standard deviation `scale`.
+pub(crate) fn normals(count: usize, scale: f32, rng: &mut impl Rng) -> Vec<f32> {
     let mut values = Vec::with_capacity(count + 1);
     while values.len() < count {
         // Box-Muller: two uniforms, two normals.

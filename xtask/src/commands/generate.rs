@@ -10,7 +10,7 @@ use kindling_model::chat::{ChatTemplate, RenderOptions, message};
 use kindling_model::generate::{Event, Request, generate};
 use kindling_model::sampling::SamplingConfig;
 use kindling_model::tokenizer::Tokenizer;
-use kindling_model::{Decoder, ModelFiles};
+use kindling_model::ModelFiles;
 use kindling_tensor_backend::device::{DeviceName, device};
 use serde::Serialize;
 
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
         stop: args.stop.clone(),
     };
 
-    let model = Decoder::load(&files, &device)?;
+    let model = super::load(&files, args.adapter.as_deref(), &device)?;
     let cancel = signal::cancel_flag()?;
     let mut out = std::io::stdout().lock();
     let (start, mut prefilled, mut unprinted) = (Instant::now(), None, None);

@@ -1,9 +1,11 @@
 //! One command per file.
 
 mod compress;
+mod distill;
 mod doctor;
 mod eval;
 mod generate;
+mod heal;
 mod inspect;
 mod list;
 mod logits;
@@ -16,8 +18,9 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use burn::tensor::Device;
 use kindling_core::LayerShape;
-use kindling_model::ModelFiles;
+use kindling_model::{Decoder, ModelFiles};
 use kindling_model::checkpoint::Checkpoint;
 use kindling_model::layers::projections_of_block;
 use kindling_tensor_backend::device::DeviceName;
@@ -37,6 +40,8 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Verify(args) => verify::run(&args, device),
         Command::Report(args) => report::run(&args),
         Command::Pretrain(args) => pretrain::run(&args, device),
+        Command::Distill(args) => distill::run(&args, device),
+        Command::Heal(args) => heal::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tidy(args) => tidy::run(&args),
@@ -54,6 +59,15 @@ fn named_model(model: &Option<PathBuf>) -> Result<&Path> {
     model.as_deref().ok_or_else(|| {
         user("there is no built-in model yet: name a checkpoint with --model, a folder or the id of a cached model")
     })
+}
+
+/// A model with its adapter, if there is one.
+fn load(files: &ModelFiles, adapter: Option<&Path>, device: &Device) -> Result<Decoder> {
+    let mut model = Decoder::load(files, device)?;
+    if let Some(dir) = adapter {
+        kindling_model::adapter::load(&mut model, dir)?;
+    }
+    Ok(model)
 }
 
 /// The projections of every block, as recipes see them.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use kindling_core::Cx;
@@ -24,8 +24,9 @@ use crate::cli::Pretrain;
 use crate::error::{OrUser, user};
 use crate::report::format::count;
 use crate::training::config::{Pretraining, TokenizerPart};
+use crate::training::texts::{self, Named};
 use crate::training::{curve, run};
-use crate::{output, progress, signal, tokens};
+use crate::{output, progress, signal};
 
 /// Rows that an evaluation scores at a time.
 const EVALUATION_ROWS: usize = 4;
@@ -80,7 +81,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     if tasks.is_empty() && args.text.is_empty() {
         return Err(user("a text to learn from is needed: name a file or a folder of .txt files with --text"));
     }
-    let (learnt, held_out) = if tasks.is_empty() { texts(args)? } else { Default::default() };
+    let (learnt, held_out) = if tasks.is_empty() { texts::read(&args.text, &args.hold_out)? } else { Default::default() };
     prepare(args, &config)?;
     let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
@@ -103,13 +104,15 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let model = initial(args, &config, &tokenizer, device_name, &cx)?;
     let parameters = model.spec().parameters();
     let (data, what): (Box<dyn Batches>, String) = if tasks.is_empty() {
-        let ids = documents(&learnt, &tokenizer)?;
+        let ids = texts::documents(&learnt, &tokenizer)?;
         let text = Text::new(&config, &ids)
             .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
             .or_user()?;
         (Box::new(text), format!("{} tokens of text", count(ids.len() as u64)))
     } else {
-        (Box::new(Tasks { config: config.clone(), tasks: tasks.clone() }), format!("{} tasks", tasks.len()))
+        let own = config.stage_tasks().map_err(user)?;
+        let tasks_of = own.into_iter().map(|own| if own.is_empty() { tasks.clone() } else { own }).collect();
+        (Box::new(Tasks { config: config.clone(), tasks: tasks_of }), format!("{} tasks", tasks.len()))
     };
 
     let schedule = Schedule {
@@ -193,7 +196,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
 
 /// Accuracies on examples whose seeds no training step uses.
 fn task_scores(model: &Decoder, tasks: &[Task], context: usize, examples: usize, seed: u64) -> Result<Vec<Accuracy>> {
-    let asked = tasks.iter().filter(|task| **task != Task::Lm && task.fits(context));
+    let asked = tasks.iter().filter(|task| task.asks() && task.fits(context));
     asked
         .map(|&task| {
             let example = |i: usize| {
@@ -212,15 +215,17 @@ fn task_scores(model: &Decoder, tasks: &[Task], context: usize, examples: usize,
 /// Rows of generated tasks.
 struct Tasks {
     config: Pretraining,
-    tasks: Vec<Task>,
+    /// Of every stage.
+    tasks: Vec<Vec<Task>>,
 }
 
 impl Batches for Tasks {
     fn rows(&self, step: u64) -> Vec<Row> {
-        let stage = &self.config.stage[self.config.stage_of(step).0];
+        let (index, _) = self.config.stage_of(step);
+        let stage = &self.config.stage[index];
         let context = stage.context.unwrap_or(64);
         let other = if let TokenizerPart::Tasks { other, .. } = self.config.tokenizer { other } else { 0.0 };
-        let fitting: Vec<Task> = self.tasks.iter().copied().filter(|task| task.fits(context)).collect();
+        let fitting: Vec<Task> = self.tasks[index].iter().copied().filter(|task| task.fits(context)).collect();
         let row = |i: usize| {
             let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
             rng.set_stream(step << 16 | i as u64);
@@ -232,43 +237,6 @@ impl Batches for Tasks {
         };
         (0..stage.rows).map(row).collect()
     }
-}
-
-type Named = (String, String);
-
-/// The texts to learn from and those held out, with their names.
-fn texts(args: &Pretrain) -> Result<(Vec<Named>, Vec<Named>)> {
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for path in &args.text {
-        if path.is_dir() {
-            let mut inside: Vec<PathBuf> = fs::read_dir(path)
-                .with_context(|| format!("cannot read {}", path.display()))
-                .or_user()?
-                .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-                .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
-                .collect();
-            inside.sort();
-            if inside.is_empty() {
-                return Err(user(format!("{} holds no .txt file", path.display())));
-            }
-            paths.extend(inside);
-        } else {
-            paths.push(path.clone());
-        }
-    }
-    let (mut learnt, mut held) = (Vec::new(), Vec::new());
-    for path in paths {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let place = if args.hold_out.contains(&name) { &mut held } else { &mut learnt };
-        place.push((name, tokens::text(&path)?));
-    }
-    if let Some(missing) = args.hold_out.iter().find(|name| !held.iter().any(|(held, _)| held == *name)) {
-        return Err(user(format!("--hold-out {missing}: no text has this name")));
-    }
-    if learnt.is_empty() {
-        return Err(user("every text is held out: nothing is left to learn from"));
-    }
-    Ok((learnt, held))
 }
 
 /// The output folder: a new one, or one with a run of the same configuration to go on with.
@@ -317,16 +285,6 @@ fn initial(
         random_checkpoint(&model.into(), DType::F32, &dir, u64::MAX, cx)?;
     }
     Ok(Decoder::load(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
-}
-
-/// Every text between its begin and end tokens.
-fn documents(texts: &[Named], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut ids = Vec::new();
-    for (name, text) in texts {
-        ids.extend(tokenizer.encode_document(text).map_err(|error| user(format!("{name}: {error}")))?);
-        ids.extend(tokenizer.eos_ids().first());
-    }
-    Ok(ids)
 }
 
 /// The windows of every stage.

@@ -91,6 +91,9 @@ pub(crate) struct Stage {
     /// Tokens of context of a task; a row has room for question and answer behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
+    /// The tasks of this stage, in place of those of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<String>,
 }
 
 impl Stage {
@@ -132,6 +135,7 @@ impl Pretraining {
             return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
         }
         config.task_list().map_err(|error| user(format!("{name}: {error}")))?;
+        config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
         let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
         for (i, stage) in config.stage.iter().enumerate() {
             match stage.context {
@@ -147,6 +151,12 @@ impl Pretraining {
             }
         }
         Ok(config)
+    }
+
+    /// The tasks of every stage that has its own.
+    pub(crate) fn stage_tasks(&self) -> Result<Vec<Vec<Task>>, String> {
+        let parse = |stage: &Stage| stage.tasks.iter().map(|name| name.parse()).collect();
+        self.stage.iter().map(parse).collect()
     }
 
     /// The tasks to learn; empty for a text.

@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `config` | the file that describes a run from scratch |
 //! | `run` | the loop: steps, log, checkpoints, evaluation |
+//! | `taught` | a run that learns from a text and a teacher |
+//! | `texts` | what is read and what is held out |
 //! | `folder` | where a run keeps its state |
 //! | `curve` | its losses as a drawing |
 
@@ -11,3 +13,5 @@ pub(crate) mod config;
 pub(crate) mod curve;
 pub(crate) mod folder;
 pub(crate) mod run;
+pub(crate) mod taught;
+pub(crate) mod texts;

@@ -79,15 +79,18 @@ impl Clone for Decoder {
 }
 
 impl Decoder {
+    /// Loads every block of a checkpoint as its files hold it: pruned weights stay dense, so that they can be trained.
+    pub fn load_dense(files: &ModelFiles, device: &Device) -> Result<Self> {
+        let blocks = (0..files.spec().blocks.len()).map(|i| files.block(i, device)).collect::<Result<_>>()?;
+        let (spec, ends) = (files.spec().clone(), files.ends(device)?);
+        Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
+    }
+
     /// Loads every block of a checkpoint. Pruned weights, which files hold dense, become sparse again.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let load = |i| {
-            let mut block = files.block(i, device)?;
-            block.repack(device)?;
-            Ok(block)
-        };
-        let blocks = (0..files.spec().blocks.len()).map(load).collect::<Result<_>>()?;
-        Ok(Self { spec: files.spec().clone(), ends: files.ends(device)?, blocks, device: device.clone(), angles: Mutex::default() })
+        let mut model = Self::load_dense(files, device)?;
+        model.blocks.iter_mut().try_for_each(|block| block.repack(device))?;
+        Ok(model)
     }
 
     /// What the model computes.
@@ -98,6 +101,20 @@ impl Decoder {
     /// Where it computes.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Drops all blocks but these, in this order.
+    ///
+    /// # Errors
+    /// There is no such block, or none is named.
+    pub fn keep_blocks(&mut self, kept: &[usize]) -> Result<()> {
+        let count = self.blocks.len();
+        if kept.is_empty() || kept.iter().any(|&i| i >= count) {
+            return Err(ModelError::Input(format!("blocks {kept:?}: the model has blocks 0 to {}", count - 1)));
+        }
+        self.blocks = kept.iter().map(|&i| self.blocks[i].clone()).collect();
+        self.spec.blocks = kept.iter().map(|&i| self.spec.blocks[i].clone()).collect();
+        Ok(())
     }
 
     /// The blocks, first to last.

@@ -127,6 +127,21 @@ impl Decoder {
         }
     }
 
+    /// Gives every matrix Gaussian values of standard deviation 0.02 and every gain 1, as before any training.
+    pub fn randomize(&mut self, cx: &kindling_core::Cx) {
+        for (name, parameter) in self.parameters_mut() {
+            match parameter {
+                ParameterMut::Vector(x) => {
+                    *x = if name.ends_with("bias") { x.zeros_like() } else { x.ones_like() };
+                }
+                ParameterMut::Matrix(x) => {
+                    let values = crate::random::normals(x.shape().num_elements(), 0.02, &mut cx.rng(&name));
+                    *x = Tensor::from_data(burn::tensor::TensorData::new(values, x.dims()), &x.device());
+                }
+            }
+        }
+    }
+
     /// Writes all weights as a checkpoint of one part into `dir`, which must not hold one; returns its bytes.
     ///
     /// Compressed weights are refused: they are written by the run that compresses.
@@ -221,8 +236,19 @@ impl DecoderBlock {
         });
         for Projection { shape, weight, bias } in projections {
             let name = format!("{prefix}{}", shape.name);
-            if let Weight::Dense(dense) = weight {
-                list.push((format!("{name}.weight"), ParameterMut::Matrix(dense.transposed_mut())));
+            match weight {
+                Weight::Dense(dense) => {
+                    list.push((format!("{name}.weight"), ParameterMut::Matrix(dense.transposed_mut())));
+                }
+                Weight::Adapted(adapted) => {
+                    let (a, b, magnitude) = adapted.parts_mut();
+                    list.push((format!("{name}.lora_A.weight"), ParameterMut::Matrix(a)));
+                    list.push((format!("{name}.lora_B.weight"), ParameterMut::Matrix(b)));
+                    if let Some(magnitude) = magnitude {
+                        list.push((format!("{name}.lora_magnitude_vector"), ParameterMut::Vector(magnitude)));
+                    }
+                }
+                _ => {}
             }
             if let Some(bias) = bias {
                 list.push((format!("{name}.bias"), ParameterMut::Vector(bias)));

@@ -37,6 +37,8 @@ impl Example {
     /// the end, `other` for the rest.
     pub fn sequence(&self, other: f32) -> (Vec<u32>, Vec<f32>) {
         let mut ids = self.context.clone();
+        // Most of what an induction row holds can be known.
+        let other = if self.task == Task::Induction { 1.0 } else { other };
         let mut weights = vec![other; ids.len()];
         for turn in &self.turns {
             ids.extend(&turn.question);
@@ -72,6 +74,7 @@ pub fn generate_example(task: Task, length: usize, depth: Option<usize>, rng: &m
         Task::KvQa => fields(body, false, depth, rng),
         Task::KvQaTwoHop => fields(body, true, depth, rng),
         Task::Lm => lm(length, rng),
+        Task::Induction => induction(length, rng),
     }
 }
 
@@ -323,4 +326,18 @@ fn lm(length: usize, rng: &mut ChaCha8Rng) -> Example {
     }
     context.truncate(length);
     Example { task: Task::Lm, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
+}
+
+fn induction(length: usize, rng: &mut ChaCha8Rng) -> Example {
+    let count = 2 + below(rng, (length / 48).max(1) + 1);
+    let symbols = VALUES.end - NOISE.start;
+    let passages: Vec<Vec<u32>> = (0..count)
+        .map(|_| (0..6 + below(rng, 7)).map(|_| NOISE.start + below(rng, symbols as usize) as u32).collect())
+        .collect();
+    let mut context = vec![BOS; BEGINS];
+    while context.len() < length {
+        context.extend(&passages[below(rng, count)]);
+    }
+    context.truncate(length);
+    Example { task: Task::Induction, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
 }

@@ -49,10 +49,13 @@ pub enum Task {
     KvQaTwoHop,
     /// Examples of the others one after the other: for perplexity.
     Lm,
+    /// A few passages again and again in any order: teaches a model to look for what came after a symbol before. It asks
+    /// nothing.
+    Induction,
 }
 
 impl Task {
-    /// The variants that are trained together.
+    /// Every variant that is measured.
     pub const ALL: [Task; 14] = [
         Task::NiahSingle,
         Task::NiahMultikey(4),
@@ -84,7 +87,13 @@ impl Task {
             Task::KvQa => body >= 18,
             Task::KvQaTwoHop => body >= 36,
             Task::Lm => length > 64,
+            Task::Induction => body >= 32,
         }
+    }
+
+    /// Whether it has questions.
+    pub fn asks(self) -> bool {
+        !matches!(self, Task::Lm | Task::Induction)
     }
 
     /// Whether an answer with some right parts counts in part.
@@ -111,6 +120,7 @@ impl fmt::Display for Task {
             Task::KvQa => f.write_str("kv_qa"),
             Task::KvQaTwoHop => f.write_str("kv_qa_two_hop"),
             Task::Lm => f.write_str("lm"),
+            Task::Induction => f.write_str("induction"),
         }
     }
 }
@@ -119,9 +129,10 @@ impl FromStr for Task {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let known: Vec<String> = Task::ALL.iter().map(ToString::to_string).collect();
+        let all: Vec<Task> = Task::ALL.into_iter().chain([Task::Induction]).collect();
+        let known: Vec<String> = all.iter().map(ToString::to_string).collect();
         match known.iter().position(|known| known == name) {
-            Some(i) => Ok(Task::ALL[i]),
+            Some(i) => Ok(all[i]),
             None => Err(unknown("task", name, &known.iter().map(String::as_str).collect::<Vec<_>>())),
         }
     }

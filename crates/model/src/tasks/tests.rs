@@ -50,14 +50,14 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
         }
         Task::KvQa => vec![field(question[1], question[2])],
         Task::KvQaTwoHop => vec![field(field(question[1], question[2]), question[3])],
-        Task::Lm => Vec::new(),
+        Task::Lm | Task::Induction => Vec::new(),
     }
 }
 
 #[test]
 fn a_solver_that_sees_context_and_question_only_is_always_right() {
     for length in [64, 96, 128, 256, 512, 1024] {
-        for task in Task::ALL.into_iter().filter(|task| task.fits(length)) {
+        for task in Task::ALL.into_iter().chain([Task::Induction]).filter(|task| task.fits(length)) {
             for index in 0..20 {
                 let mut rng = ChaCha8Rng::seed_from_u64(index);
                 let depth = Some(index as usize % 10);
@@ -68,7 +68,7 @@ fn a_solver_that_sees_context_and_question_only_is_always_right() {
                 for turn in &example.turns {
                     assert_eq!(solve(task, &example.context, &turn.question), turn.answer, "{task} at {length}");
                 }
-                if !matches!(task, Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords | Task::Lm) {
+                if !matches!(task, Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords | Task::Lm | Task::Induction) {
                     assert_eq!(example.depth, depth, "{task} at {length}");
                 }
                 assert!(example.evidence.iter().all(|&i| i < length));
@@ -111,7 +111,7 @@ fn filler_follows_its_chain() {
 
 #[test]
 fn names_round_trip() {
-    for task in Task::ALL {
+    for task in Task::ALL.into_iter().chain([Task::Induction]) {
         assert_eq!(task.to_string().parse(), Ok(task));
     }
     assert!("niah_singel".parse::<Task>().unwrap_err().contains("`niah_single`"));

@@ -3,11 +3,13 @@
 //! One file is one format. Compressed formats hold host memory, cheap to clone, and unfold to a dense tensor on
 //! whatever device the activations live.
 
+mod adapted;
 mod bitmask;
 mod dense;
 mod packed;
 mod sparse;
 
+pub use adapted::Adapted;
 pub use bitmask::Bitmask;
 pub use dense::Dense;
 pub use packed::{Packed, Scales};
@@ -63,6 +65,8 @@ pub enum Weight {
     Sparse(Sparse),
     /// Unstructured sparsity.
     Bitmask(Bitmask),
+    /// Any of these with a low-rank correction.
+    Adapted(Adapted),
 }
 
 impl Weight {
@@ -73,6 +77,7 @@ impl Weight {
             Weight::Packed(w) => w.shape(),
             Weight::Sparse(w) => w.shape(),
             Weight::Bitmask(w) => w.shape(),
+            Weight::Adapted(w) => w.shape(),
         }
     }
 
@@ -83,6 +88,7 @@ impl Weight {
             Weight::Packed(w) => w.bytes(),
             Weight::Sparse(w) => w.bytes(),
             Weight::Bitmask(w) => w.bytes(),
+            Weight::Adapted(w) => w.bytes(),
         }
     }
 
@@ -99,6 +105,7 @@ impl Weight {
             Weight::Packed(w) => w.format_name(),
             Weight::Sparse(w) => w.format_name(),
             Weight::Bitmask(w) => w.format_name(),
+            Weight::Adapted(w) => w.format_name(),
         }
     }
 
@@ -109,6 +116,7 @@ impl Weight {
             Weight::Packed(_) => Packed::CODE,
             Weight::Sparse(_) => Sparse::CODE,
             Weight::Bitmask(_) => Bitmask::CODE,
+            Weight::Adapted(_) => Adapted::CODE,
         }
     }
 
@@ -119,6 +127,7 @@ impl Weight {
             Weight::Packed(w) => Ok(w.to_dense(device)),
             Weight::Sparse(w) => Ok(w.to_dense(device)),
             Weight::Bitmask(w) => Ok(w.to_dense(device)),
+            Weight::Adapted(w) => w.to_dense(device),
         }
     }
 
@@ -135,6 +144,7 @@ impl Weight {
         }
         match self {
             Weight::Dense(w) => w.forward(x),
+            Weight::Adapted(w) => w.forward(x),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
                 Ok(times(x, dense.transpose()))

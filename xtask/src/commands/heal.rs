@@ -1,0 +1,34 @@
+//! `heal`: a compressed model gets back what compression cost.
+
+use anyhow::Result;
+use kindling_core::Cx;
+use kindling_model::adapter::{AdapterConfig, attach};
+use kindling_model::{Decoder, ModelFiles};
+use kindling_tensor_backend::device::{DeviceName, device};
+
+use crate::cli::{AdapterKind, Heal};
+use crate::training::taught::{Pupil, teach};
+
+pub(crate) fn run(args: &Heal, device_name: DeviceName) -> Result<()> {
+    let device = device(device_name)?;
+    let files = ModelFiles::open(&args.model)?;
+    let teacher = args.teacher.as_ref().map(ModelFiles::open).transpose()?;
+    let mut model = Decoder::load_dense(&files, &device.clone().autodiff())?;
+    let adapter = match args.adapter {
+        AdapterKind::None => None,
+        kind => {
+            let config = AdapterConfig {
+                rank: args.rank,
+                alpha: args.alpha,
+                rank_stabilized: false,
+                dora: kind == AdapterKind::Dora,
+                masked: args.masked,
+                targets: args.targets.clone(),
+            };
+            attach(&mut model, &config, &Cx::new(args.training.seed))?;
+            Some(config)
+        }
+    };
+    let pupil = Pupil { files, model, adapter, merge: args.merge, kept: Vec::new(), masked: args.masked };
+    teach(pupil, teacher.as_ref(), &args.training, &device)
+}

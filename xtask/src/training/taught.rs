@@ -1,0 +1,240 @@
+//! A run in which a model learns from a text and, for most losses, from a teacher.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+use kindling_core::{Cx, LanguageModel};
+use kindling_distill::loss::{LossOptions, build};
+use kindling_distill::{AdamW, Decay, Mixture, Schedule, TokenWindows, TrainOptions, Trainer};
+use kindling_model::adapter::{self, AdapterConfig};
+use kindling_model::checkpoint::DType;
+use kindling_model::checkpoint::atomic::atomic_write;
+use kindling_model::evaluate::{perplexity, windows};
+use kindling_model::{Decoder, ModelFiles};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{curve, run, texts};
+use crate::cli::Training;
+use crate::error::{OrUser, user};
+use crate::report::format::{count, number};
+use crate::{output, progress, signal, tokens};
+
+/// Tokens in a window of an evaluation.
+const WINDOW: usize = 256;
+
+/// Who learns.
+pub(crate) struct Pupil {
+    pub files: ModelFiles,
+    /// On a device with autodiff.
+    pub model: Decoder,
+    /// What learns if it is not the weights themselves.
+    pub adapter: Option<AdapterConfig>,
+    /// Write a whole checkpoint instead of an adapter.
+    pub merge: bool,
+    /// Which blocks of the checkpoint it has, if not all.
+    pub kept: Vec<usize>,
+    /// Pruned weights stay zero.
+    pub masked: bool,
+}
+
+/// What the run ends with, in `training.json`.
+#[derive(Serialize)]
+struct Summary {
+    loss: String,
+    steps: u64,
+    tokens: u64,
+    trained_parameters: usize,
+    final_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<Perplexities>,
+    command: String,
+}
+
+#[derive(Serialize)]
+struct Perplexities {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    teacher: Option<f64>,
+    before: f64,
+    after: f64,
+}
+
+/// Trains and writes the result.
+pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training, device: &Device) -> Result<()> {
+    let options = LossOptions {
+        loss: args.loss.clone(),
+        temperature: args.temperature,
+        beta: args.beta,
+        alpha: args.skew,
+        gamma: args.gamma,
+        cross_entropy: args.cross_entropy,
+        ..LossOptions::default()
+    };
+    let loss = build(&options).or_user()?;
+    let tokenizer = tokens::tokenizer(&pupil.files)?;
+    if let (Some(teacher), true) = (teacher, loss.needs_teacher()) {
+        let theirs = tokens::tokenizer(teacher)?;
+        if theirs.fingerprint() != tokenizer.fingerprint() {
+            return Err(user(format!(
+                "{} and {} have different tokenizers: distillation by logits needs the same one",
+                teacher.dir().display(),
+                pupil.files.dir().display()
+            )));
+        }
+    }
+    let held = held_out(args, &tokenizer)?;
+    let (learnt, _) = texts::read(&args.text, &args.hold_out)?;
+    let ids = texts::documents(&learnt, &tokenizer)?;
+    let text = TokenWindows::new(ids, args.length, args.seed)
+        .with_context(|| format!("the text is shorter than one row of {} tokens", args.length))
+        .or_user()?;
+    prepare(args)?;
+    let cx = Cx::new(args.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
+
+    let teacher = match teacher.filter(|_| loss.needs_teacher() || held.is_some()) {
+        Some(files) => Some(Decoder::load(files, device)?),
+        None => None,
+    };
+    let measure = |model: &Decoder| -> Result<Option<f64>> {
+        held.as_ref().map(|ids| Ok(perplexity(model, ids, WINDOW, |_| {})?.perplexity)).transpose()
+    };
+    let of_teacher = teacher.as_ref().map(&measure).transpose()?.flatten();
+    let before = measure(&pupil.model)?;
+
+    let train = TrainOptions {
+        schedule: Schedule {
+            peak: args.rate,
+            warmup: args.warmup,
+            decay: Decay::Cosine,
+            last: 0.05,
+            steps: args.steps as u64,
+        },
+        adamw: AdamW { weight_decay: 0.0, beta2: 0.999, ..AdamW::default() },
+        clip: Some(args.clip),
+        micro_rows: args.micro_rows,
+        workers: rayon::current_num_threads(),
+        checkpoint_blocks: args.checkpoint_blocks,
+        spike: 5.0,
+    };
+    let with_adapter = pupil.adapter.is_some();
+    let teacher = teacher.filter(|_| loss.needs_teacher()).map(|model| Box::new(model) as Box<dyn LanguageModel>);
+    let chosen = |name: &str| !with_adapter || name.contains(".lora_");
+    let mut trainer = Trainer::new(pupil.model, teacher, loss, train, &chosen).or_user()?;
+    if pupil.masked && !with_adapter {
+        trainer.keep_zeros().or_user()?;
+    }
+    let trained: usize = trainer.trained().map(|(_, size)| size).sum();
+    cx.progress().note(&format!("{} parameters learn", count(trained as u64)));
+    let data = Mixture { text: Some(text), made: None, share: 0.0, rows: args.rows, seed: args.seed };
+    let plan = run::Plan {
+        out: &args.out,
+        steps: args.steps as u64,
+        evaluate_every: 0,
+        held_out: "",
+        checkpoint_every: 200,
+        patience: 0,
+    };
+    run::run(&mut trainer, &data, &plan, &cx, &mut |_| Ok(0.0))?;
+
+    let after = measure(trainer.model())?;
+    let lines = run::read_log(&args.out.join("log.jsonl"))?;
+    let summary = Summary {
+        loss: args.loss.clone(),
+        steps: trainer.steps_done(),
+        tokens: trainer.tokens_seen(),
+        trained_parameters: trained,
+        final_loss: lines.last().map(|line| line.mean_loss),
+        perplexity: before.zip(after).map(|(before, after)| Perplexities { teacher: of_teacher, before, after }),
+        command: std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word),
+    };
+    let mut model = trainer.into_model();
+    match &pupil.adapter {
+        Some(config) if !pupil.merge => {
+            adapter::save(&model, config, &pupil.files.dir().display().to_string(), &args.out)?;
+        }
+        adapter => {
+            if adapter.is_some() {
+                adapter::merge(&mut model)?;
+            }
+            write_checkpoint(&mut model, &pupil.files, &pupil.kept, &args.out)?;
+        }
+    }
+    atomic_write(args.out.join("training.json"), (serde_json::to_string_pretty(&summary)? + "\n").as_bytes())?;
+    if let Some(svg) = curve::losses(&lines)? {
+        atomic_write(args.out.join("loss.svg"), svg.as_bytes())?;
+    }
+    if args.json {
+        return output::json(&summary);
+    }
+    if let Some(Perplexities { teacher, before, after }) = summary.perplexity {
+        let teacher = teacher.map_or(String::new(), |teacher| format!(" (teacher {})", number(teacher)));
+        output::line(format_args!("perplexity {} -> {}{teacher}", number(before), number(after)))?;
+    }
+    output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.out.display()))
+}
+
+/// The ids to measure on.
+fn held_out(args: &Training, tokenizer: &kindling_model::tokenizer::Tokenizer) -> Result<Option<Vec<u32>>> {
+    let Some(path) = &args.eval else { return Ok(None) };
+    let name = path.display();
+    let mut ids = tokenizer.encode_document(&tokens::text(path)?).map_err(|error| user(format!("{name}: {error}")))?;
+    windows(&ids, WINDOW).map_err(|error| user(format!("{name}: {error}")))?;
+    ids.truncate(args.eval_windows * WINDOW);
+    Ok(Some(ids))
+}
+
+/// An empty folder, or one with a run to go on with.
+fn prepare(args: &Training) -> Result<()> {
+    let out = args.out.display();
+    let begun = args.out.join("log.jsonl").exists();
+    let used = args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some());
+    if used && !begun {
+        return Err(user(format!("{out} holds other files: choose another folder with --out")));
+    }
+    if begun && !args.resume && !args.force {
+        return Err(user(format!("{out} holds a run: --resume goes on with it, --force starts anew")));
+    }
+    if begun && args.force {
+        fs::remove_dir_all(&args.out).with_context(|| out.to_string()).or_user()?;
+    }
+    fs::create_dir_all(&args.out).with_context(|| out.to_string()).or_user()
+}
+
+/// A whole checkpoint: weights in the type of the source, its configuration and its tokenizer.
+fn write_checkpoint(model: &mut Decoder, files: &ModelFiles, kept: &[usize], out: &Path) -> Result<()> {
+    let mut config = files.config().clone();
+    if let Some(config) = config.as_object_mut() {
+        // The weights are dense now.
+        config.remove("quantization_config");
+        if !kept.is_empty() {
+            config.insert("num_hidden_layers".into(), json!(kept.len()));
+            if let Some(types) = config.get("layer_types").and_then(|types| types.as_array()).cloned() {
+                let types: Vec<_> = kept.iter().filter_map(|&i| types.get(i).cloned()).collect();
+                config.insert("layer_types".into(), json!(types));
+            }
+        }
+    }
+    let named = config.get("dtype").or_else(|| config.get("torch_dtype")).and_then(|dtype| dtype.as_str());
+    let dtype = match named {
+        Some("float16") => DType::F16,
+        Some("bfloat16") => DType::BF16,
+        _ => DType::F32,
+    };
+    let weights = out.join("model.safetensors");
+    if weights.exists() {
+        fs::remove_file(&weights).with_context(|| weights.display().to_string())?;
+    }
+    model.save(out, dtype)?;
+    atomic_write(out.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    let beside = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"];
+    for name in beside {
+        let source = files.dir().join(name);
+        if source.exists() {
+            let bytes = fs::read(&source).with_context(|| source.display().to_string()).or_user()?;
+            atomic_write(out.join(name), &bytes)?;
+        }
+    }
+    Ok(())
+}
