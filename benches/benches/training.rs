@@ -37,7 +37,8 @@ fn training(criterion: &mut Criterion) {
         (1, &[("all rows", 0, 1, false)])
     } else {
         let plain = [("all rows", 0, 1, false), ("micro-batches of 4", 4, 1, false)];
-        let workers = [("2 workers, 4 rows", 4, 2, false), ("2 workers, 2 rows", 2, 2, false), ("2 workers, 1 row", 1, 2, false)];
+        let workers =
+            [("2 workers, 4 rows", 4, 2, false), ("2 workers, 2 rows", 2, 2, false), ("2 workers, 1 row", 1, 2, false)];
         (16, &[plain[0], plain[1], workers[0], workers[1], workers[2], ("blocks again", 4, 2, true)])
     };
     for (name, micro_rows, workers, checkpoint_blocks) in variants {

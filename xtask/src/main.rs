@@ -7,6 +7,7 @@
 //! | `recipe` | reads a recipe and checks it against a model |
 //! | `methods` | every method of every crate |
 //! | `tokens` | token ids from texts and files |
+//! | `tasks` | accuracies on generated tasks |
 //! | `memory` | the most memory that a piece of work took |
 //! | `report` | report.json and the page that shows it |
 //! | `training` | what the commands that train share |
@@ -24,6 +25,7 @@ mod progress;
 mod recipe;
 mod report;
 mod signal;
+mod tasks;
 mod tidy;
 mod tokens;
 mod training;

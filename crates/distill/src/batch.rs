@@ -78,7 +78,8 @@ fn permuted(i: u64, n: u64, key: u64) -> u64 {
         let (mut left, mut right) = (x >> half, x & mask);
         for round in 0..4u64 {
             // SplitMix64's finaliser as the round function.
-            let mut z = (right ^ key.rotate_left(round as u32 * 16)).wrapping_add((round + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let mut z = (right ^ key.rotate_left(round as u32 * 16))
+                .wrapping_add((round + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
             (left, right) = (right, left ^ ((z ^ (z >> 31)) & mask));
@@ -116,7 +117,13 @@ impl Batches for Mixture {
             rng.set_stream(n);
             let made = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 <= self.share;
             match (&self.text, &self.made) {
-                (Some(text), Some(make)) => if made { make(&mut rng) } else { text.window(n) },
+                (Some(text), Some(make)) => {
+                    if made {
+                        make(&mut rng)
+                    } else {
+                        text.window(n)
+                    }
+                }
                 (Some(text), None) => text.window(n),
                 (None, Some(make)) => make(&mut rng),
                 (None, None) => Row::plain(Vec::new()),

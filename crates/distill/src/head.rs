@@ -162,7 +162,10 @@ fn check(
 ) -> Result<()> {
     let counts = [scored.labels.len(), scored.weights.map_or(tokens, <[f32]>::len)];
     if counts != [tokens, tokens] {
-        return Err(DistillError::Input(format!("{tokens} states, but {} labels and {} weights", counts[0], counts[1])));
+        return Err(DistillError::Input(format!(
+            "{tokens} states, but {} labels and {} weights",
+            counts[0], counts[1]
+        )));
     }
     if let Some(&id) = scored.labels.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(DistillError::Input(format!("label {id} is outside the vocabulary of {vocabulary}")));

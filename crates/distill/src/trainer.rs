@@ -296,12 +296,8 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                 let run = |((batch, worker), leaves): ((&&[Row], &Worker<M>), &Vec<Values>)| {
                     worker.pool.install(|| this.batch_gradients(&worker.model, batch, length, total_weight, leaves))
                 };
-                let started: Vec<_> = wave
-                    .iter()
-                    .zip(&self.workers)
-                    .zip(&own)
-                    .map(|job| scope.spawn(move || run(job)))
-                    .collect();
+                let started: Vec<_> =
+                    wave.iter().zip(&self.workers).zip(&own).map(|job| scope.spawn(move || run(job))).collect();
                 started.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
             });
             for result in results {
@@ -416,10 +412,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                 tensors.push(saved(format!("second.{}", slot.name), second)?);
             }
         }
-        Ok(Snapshot {
-            tensors,
-            place: Place { step: self.step, tokens: self.tokens, mean_loss: self.mean_loss },
-        })
+        Ok(Snapshot { tensors, place: Place { step: self.step, tokens: self.tokens, mean_loss: self.mean_loss } })
     }
 
     /// Goes back to a snapshot of a run with the same trained parameters.
@@ -559,7 +552,12 @@ fn flat(x: Tensor<3>) -> Tensor<2> {
 }
 
 /// Sends `gradient` of `y` back and adds what arrives at the leaves.
-fn backward(y: &Tensor<3>, gradient: Tensor<2>, leaves: &[Values], sums: &mut [Option<Values>]) -> burn::tensor::Gradients {
+fn backward(
+    y: &Tensor<3>,
+    gradient: Tensor<2>,
+    leaves: &[Values],
+    sums: &mut [Option<Values>],
+) -> burn::tensor::Gradients {
     // A sum with constant weights has just these weights as its gradient.
     let weights = Tensor::from_inner(gradient.reshape(y.dims()));
     let mut grads = (y.clone() * weights).sum().backward();
@@ -637,7 +635,10 @@ fn check_rows(rows: &[Row]) -> Result<(usize, f64)> {
         match &row.weights {
             Some(weights) if weights.len() != length - 1 => {
                 let found = weights.len();
-                return Err(DistillError::Input(format!("a row of {length} tokens has {found} weights, not {}", length - 1)));
+                return Err(DistillError::Input(format!(
+                    "a row of {length} tokens has {found} weights, not {}",
+                    length - 1
+                )));
             }
             Some(weights) => total += weights.iter().map(|&w| f64::from(w)).sum::<f64>(),
             None => total += (length - 1) as f64,
@@ -653,9 +654,8 @@ fn inputs(rows: &[Row], length: usize) -> Inputs {
     let ids = rows.iter().map(|row| row.ids[..length].to_vec()).collect();
     let labels = rows.iter().flat_map(|row| row.ids[1..].iter().copied()).collect();
     let weighted = rows.iter().any(|row| row.weights.is_some());
-    let weights = weighted.then(|| {
-        rows.iter().flat_map(|row| row.weights.clone().unwrap_or_else(|| vec![1.0; length])).collect()
-    });
+    let weights = weighted
+        .then(|| rows.iter().flat_map(|row| row.weights.clone().unwrap_or_else(|| vec![1.0; length])).collect());
     (ids, labels, weights)
 }
 

@@ -220,7 +220,10 @@ pub fn load(model: &mut Decoder, dir: &Path) -> Result<AdapterConfig> {
             let matrix = |name: &str| -> Result<Tensor<2>> {
                 let info = file.info(name)?;
                 let &[rows, cols] = info.shape else {
-                    return Err(ModelError::Input(format!("{name}: a matrix is expected, found shape {:?}", info.shape)));
+                    return Err(ModelError::Input(format!(
+                        "{name}: a matrix is expected, found shape {:?}",
+                        info.shape
+                    )));
                 };
                 Ok(Tensor::from_data(TensorData::new(file.tensor_f32(name)?, [rows, cols]), &device))
             };
@@ -287,7 +290,14 @@ fn read_config(peft: &Value) -> Result<AdapterConfig, String> {
         _ => Vec::new(),
     };
     let (rank_stabilized, dora) = (flag("use_rslora"), flag("use_dora"));
-    Ok(AdapterConfig { rank: number("r") as usize, alpha: number("lora_alpha"), rank_stabilized, dora, masked: false, targets })
+    Ok(AdapterConfig {
+        rank: number("r") as usize,
+        alpha: number("lora_alpha"),
+        rank_stabilized,
+        dora,
+        masked: false,
+        targets,
+    })
 }
 
 type Patterns = Vec<(Regex, f64)>;

@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
+//! | [`assets`] | the models that ship with this crate |
 //! | [`checkpoint`] | safetensors files: checked, mapped, written shard by shard |
 //! | [`config`] | `config.json` of every family → one [`Spec`](config::Spec) |
 //! | [`layers`] | names and shapes of a block's tensors |
@@ -14,7 +15,7 @@
 //! | `compress` | the block stream: statistics, methods, shards, resumption |
 //! | `random` | checkpoints of a given shape with random weights |
 //!
-//! With `default-features = false` only the first four remain, and no burn in the dependency tree.
+//! With `default-features = false` only the first five remain, and no burn in the dependency tree.
 //!
 //! ```no_run
 //! # #[cfg(feature = "tensor")]
@@ -31,6 +32,7 @@
 //! # fn main() {}
 //! ```
 
+pub mod assets;
 pub mod checkpoint;
 pub mod compressed_tensors;
 pub mod config;

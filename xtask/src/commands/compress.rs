@@ -9,12 +9,14 @@
 //! | `folder` | what may happen to the output folder |
 //! | `plan` | `--dry-run` and `--max-memory` |
 //! | `speed` | tokens per second before and after |
+//! | `tasks` | the second model that ships, before and after |
 //! | `figures` | from the outcome of a run to its report |
 
 mod figures;
 mod folder;
 mod plan;
 mod speed;
+mod tasks;
 mod texts;
 
 use std::path::{Path, PathBuf};
@@ -44,13 +46,13 @@ use crate::{methods, output, progress, signal};
 pub(crate) fn run(args: &Compress, device_name: DeviceName) -> Result<()> {
     let started = Instant::now();
     let device = device(device_name)?;
-    let source = named_model(&args.model)?;
-    let files = ModelFiles::open(source)?;
+    let source = named_model(&args.model);
+    let files = ModelFiles::open(&source)?;
     if files.quantization().is_some() {
         let dir = source.display();
         return Err(user(format!("{dir} is quantised already: compress the dense checkpoint it was made from")));
     }
-    let name = model_name(source, &files);
+    let name = model_name(&source, &files);
 
     let mut recipe = args.recipe.as_deref().map_or_else(|| Ok(Recipe::default_recipe()), Recipe::read)?;
     recipe.default_option(Family::Quantise, "scale_type", &Value::Text(scale_type(files.dtype()).into()));
@@ -99,12 +101,18 @@ pub(crate) fn run(args: &Compress, device_name: DeviceName) -> Result<()> {
     let seconds = started.elapsed().as_secs_f64();
 
     warnings.extend(notes(&outcome.records));
-    let recipe = recipe.normalised()?;
+    let parsed = recipe;
+    let recipe = parsed.normalised()?;
     let (before, after) = speed::compare(&files, &out, &texts.set, &device, &cx)?;
+    let task_figures = match args.model {
+        None => tasks::compare(&parsed, &out.join("tasks"), &device, args.seed, &cx)?,
+        Some(_) => Vec::new(),
+    };
     let run = Run { args, name, files: &files, out: &out, recipe: &recipe, set: &texts.set, outcome: &outcome };
     let mut report = run.report(warnings)?;
     report.measured = Some(run.measured(device_name, seconds, peak_memory));
     speed::record(&mut report, before, after);
+    report.tasks = task_figures;
 
     if let Some(probe) = &outcome.probe {
         write_probe(&out.join(VERIFY_FILE), probe)?;
@@ -123,6 +131,9 @@ fn show(report: &Report, out: &Path, json: bool) -> Result<()> {
         return output::json(report);
     }
     output::line(table::summary(report, output::width()))?;
+    if !report.tasks.is_empty() {
+        output::line(format_args!("\n{}\n", table::tasks(report, output::width())))?;
+    }
     output::line(format_args!("wrote {}; every layer is in {}", out.display(), out.join("report.html").display()))
 }
 

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use kindling_core::Cx;
-use kindling_model::evaluate::perplexity;
 use kindling_model::ModelFiles;
+use kindling_model::evaluate::perplexity;
 use kindling_tensor_backend::device::{DeviceName, device};
 
 use crate::cli::Eval;

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use kindling_model::ModelFiles;
 use kindling_model::chat::{ChatTemplate, RenderOptions, message};
 use kindling_model::generate::{Event, Request, generate};
 use kindling_model::sampling::SamplingConfig;
 use kindling_model::tokenizer::Tokenizer;
-use kindling_model::ModelFiles;
 use kindling_tensor_backend::device::{DeviceName, device};
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ struct Generated {
 
 pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
     let device = device(device_name)?;
-    let files = ModelFiles::open(named_model(&args.model)?)?;
+    let files = ModelFiles::open(named_model(&args.model))?;
     let tokenizer = tokens::tokenizer(&files)?;
     let prompt_ids = prompt(args, &files, &tokenizer)?;
     let sampling = SamplingConfig {

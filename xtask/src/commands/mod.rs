@@ -20,13 +20,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use burn::tensor::Device;
 use kindling_core::LayerShape;
-use kindling_model::{Decoder, ModelFiles};
 use kindling_model::checkpoint::Checkpoint;
 use kindling_model::layers::projections_of_block;
+use kindling_model::{Decoder, ModelFiles};
 use kindling_tensor_backend::device::DeviceName;
 
 use crate::cli::Command;
-use crate::error::{OrUser, user};
+use crate::error::OrUser;
 
 /// Runs a command on this device.
 pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
@@ -54,11 +54,9 @@ fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the driver is a folder of the workspace")
 }
 
-/// The model that the user names.
-fn named_model(model: &Option<PathBuf>) -> Result<&Path> {
-    model.as_deref().ok_or_else(|| {
-        user("there is no built-in model yet: name a checkpoint with --model, a folder or the id of a cached model")
-    })
+/// The model that the user names, else the one that ships.
+fn named_model(model: &Option<PathBuf>) -> PathBuf {
+    model.clone().unwrap_or_else(kindling_model::assets::tiny)
 }
 
 /// A model with its adapter, if there is one.

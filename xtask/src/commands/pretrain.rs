@@ -11,7 +11,7 @@ use kindling_distill::{Batches, Row, Schedule, TokenWindows, TrainOptions, Train
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
 use kindling_model::random::random_checkpoint;
-use kindling_model::tasks::{Task, generate_example, score, vocabulary, write_tokenizer};
+use kindling_model::tasks::{Task, generate_example, vocabulary, write_tokenizer};
 use kindling_model::tokenizer::{Tokenizer, train_byte_level_bpe};
 use kindling_model::{Decoder, ModelFiles};
 use kindling_tensor_backend::device::{DeviceName, device};
@@ -23,6 +23,7 @@ use serde_json::json;
 use crate::cli::Pretrain;
 use crate::error::{OrUser, user};
 use crate::report::format::count;
+use crate::tasks::{Accuracy, accuracies};
 use crate::training::config::{Pretraining, TokenizerPart};
 use crate::training::texts::{self, Named};
 use crate::training::{curve, run};
@@ -33,10 +34,6 @@ const EVALUATION_ROWS: usize = 4;
 /// Examples of every task: on the way and in the end.
 const EXAMPLES_ON_THE_WAY: usize = 20;
 const EXAMPLES: usize = 200;
-/// Prompts that are answered together.
-const TASK_ROWS: usize = 20;
-/// Keeps the examples of evaluations apart from those of training.
-const HELD_OUT: u64 = 0x6865_6c64_6f75_7421;
 /// Held-out windows that an evaluation on the way scores; the last one scores all.
 const ON_THE_WAY: usize = 20;
 
@@ -54,18 +51,6 @@ struct Evaluation {
     command: String,
 }
 
-/// One task at one length.
-#[derive(Debug, Clone, Serialize)]
-struct Accuracy {
-    task: String,
-    context: usize,
-    examples: usize,
-    /// The share of right answers; for tasks whose answers have several parts the mean share of right parts.
-    accuracy: f64,
-    /// The share of answers right throughout.
-    exact: f64,
-}
-
 #[derive(Serialize)]
 struct HeldOut {
     texts: Vec<String>,
@@ -81,7 +66,8 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     if tasks.is_empty() && args.text.is_empty() {
         return Err(user("a text to learn from is needed: name a file or a folder of .txt files with --text"));
     }
-    let (learnt, held_out) = if tasks.is_empty() { texts::read(&args.text, &args.hold_out)? } else { Default::default() };
+    let (learnt, held_out) =
+        if tasks.is_empty() { texts::read(&args.text, &args.hold_out)? } else { Default::default() };
     prepare(args, &config)?;
     let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
@@ -89,7 +75,10 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let positions = config.model.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
     let positions = positions.map_or(longest, |positions| positions as usize);
     if longest > positions {
-        return Err(user(format!("{}: rows of {longest} tokens, but the model has {positions} positions", args.config.display())));
+        return Err(user(format!(
+            "{}: rows of {longest} tokens, but the model has {positions} positions",
+            args.config.display()
+        )));
     }
     match config.tokenizer {
         _ if args.out.join("tokenizer.json").exists() => {}
@@ -129,16 +118,12 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         micro_rows: config.train.micro_rows,
         workers: rayon::current_num_threads(),
         checkpoint_blocks: config.train.checkpoint_blocks,
-        spike: 2.0,
+        spike: config.train.spike,
     };
     let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).or_user()?;
     let window = config.stage[0].length.max(2);
     let held = Held::new(&held_out, &tokenizer, window)?;
-    cx.progress().note(&format!(
-        "{} parameters, {} steps over {what}",
-        count(parameters),
-        count(config.steps())
-    ));
+    cx.progress().note(&format!("{} parameters, {} steps over {what}", count(parameters), count(config.steps())));
     let plan = run::Plan {
         out: &args.out,
         steps: config.steps(),
@@ -152,7 +137,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
             return Ok(held.score(trainer, ON_THE_WAY)?.0);
         }
         let context = config.stage[config.stage_of(trainer.steps_done()).0].context.unwrap_or(64);
-        let scores = task_scores(trainer.model(), &tasks, context, EXAMPLES_ON_THE_WAY, config.seed)?;
+        let scores = accuracies(trainer.model(), &tasks, context, EXAMPLES_ON_THE_WAY, config.seed)?;
         Ok(1.0 - scores.iter().map(|score| score.accuracy).sum::<f64>() / scores.len().max(1) as f64)
     })?;
 
@@ -176,7 +161,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         let lengths: BTreeSet<usize> = config.stage.iter().filter_map(|stage| stage.context).collect();
         cx.progress().begin("answering tasks", lengths.len() as u64);
         for context in lengths {
-            evaluation.tasks.extend(task_scores(trainer.model(), &tasks, context, EXAMPLES, config.seed)?);
+            evaluation.tasks.extend(accuracies(trainer.model(), &tasks, context, EXAMPLES, config.seed)?);
             cx.progress().advance(1);
         }
         cx.progress().end();
@@ -192,24 +177,6 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         count(evaluation.tokens),
         args.out.display()
     ))
-}
-
-/// Accuracies on examples whose seeds no training step uses.
-fn task_scores(model: &Decoder, tasks: &[Task], context: usize, examples: usize, seed: u64) -> Result<Vec<Accuracy>> {
-    let asked = tasks.iter().filter(|task| task.asks() && task.fits(context));
-    asked
-        .map(|&task| {
-            let example = |i: usize| {
-                let mut rng = ChaCha8Rng::seed_from_u64(seed ^ HELD_OUT);
-                rng.set_stream(i as u64);
-                generate_example(task, context, Some(i % 10), &mut rng)
-            };
-            let examples: Vec<_> = (0..examples).map(example).collect();
-            let found = score(model, &examples, TASK_ROWS, |_| {})?;
-            let accuracy = if task.counts_recall() { found.recall() } else { found.exact() };
-            Ok(Accuracy { task: task.to_string(), context, examples: found.examples, accuracy, exact: found.exact() })
-        })
-        .collect()
 }
 
 /// Rows of generated tasks.
@@ -244,7 +211,9 @@ fn prepare(args: &Pretrain, config: &Pretraining) -> Result<()> {
     let out = args.out.display();
     let kept = args.out.join("pretrain.toml");
     let text = toml::to_string(config)?;
-    match (kept.exists(), args.resume, args.force) {
+    // Without a tokenizer a run ended before it began.
+    let begun = kept.exists() && args.out.join("tokenizer.json").exists();
+    match (begun, args.resume, args.force) {
         (true, true, _) => {
             let earlier = fs::read_to_string(&kept).with_context(|| kept.display().to_string()).or_user()?;
             if earlier != text {
@@ -256,7 +225,7 @@ fn prepare(args: &Pretrain, config: &Pretraining) -> Result<()> {
             return Err(user(format!("{out} holds a run: --resume goes on with it, --force starts anew")));
         }
         (true, false, true) => fs::remove_dir_all(&args.out).with_context(|| out.to_string()).or_user()?,
-        (false, _, _) if args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some()) => {
+        (false, _, _) if !kept.exists() && args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some()) => {
             return Err(user(format!("{out} holds other files: choose another folder with --out")));
         }
         (false, _, _) => {}
@@ -275,14 +244,9 @@ fn initial(
 ) -> Result<Decoder> {
     let dir = args.out.join("initial");
     if !dir.join("config.json").exists() {
-        let mut model = config.model.clone();
-        model.entry("model_type").or_insert(json!("llama"));
-        model.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
-        model.insert("bos_token_id".into(), json!(tokenizer.bos_id()));
-        model.insert("eos_token_id".into(), json!(tokenizer.eos_ids().first()));
-        model.entry("initializer_range").or_insert(json!(0.02));
-        model.insert("dtype".into(), json!("float32"));
-        random_checkpoint(&model.into(), DType::F32, &dir, u64::MAX, cx)?;
+        let (begin, end) = (tokenizer.bos_id().unwrap_or(0), tokenizer.eos_ids().first().copied().unwrap_or(1));
+        let model = config.model_json(begin, end);
+        random_checkpoint(&model, DType::F32, &dir, u64::MAX, cx)?;
     }
     Ok(Decoder::load(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
 }

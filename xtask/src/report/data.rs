@@ -38,6 +38,9 @@ pub(crate) struct Report {
     pub modules: Vec<Module>,
     /// What the user should know although the run went through.
     pub warnings: Vec<String>,
+    /// How a second model, compressed by the same recipe, answers long-context tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<TaskFigures>,
     /// What depends on the machine and the moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
@@ -132,6 +135,21 @@ pub(crate) struct Share {
     pub targeted: f64,
     /// Over the whole model.
     pub model: f64,
+}
+
+/// Accuracy on a generated long-context task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TaskFigures {
+    /// Its name.
+    pub task: String,
+    /// Tokens of context.
+    pub context: u64,
+    /// How many were asked.
+    pub examples: u64,
+    /// Share of right answers of the dense model.
+    pub before: f64,
+    /// Share of right answers of the compressed model.
+    pub after: f64,
 }
 
 /// What happened to one projection.
@@ -324,6 +342,7 @@ pub(super) fn example() -> Report {
         }),
         modules,
         warnings: vec!["`lm_head` is tied to the embedding and stays dense".into()],
+        tasks: Vec::new(),
     }
 }
 

@@ -26,6 +26,11 @@ mod filters {
     }
 
     #[askama::filter_fn]
+    pub(super) fn percent(value: &f64, _: &dyn Values) -> Result<String> {
+        Ok(format::percent(*value))
+    }
+
+    #[askama::filter_fn]
     pub(super) fn seconds(value: &f64, _: &dyn Values) -> Result<String> {
         Ok(format::seconds(*value))
     }

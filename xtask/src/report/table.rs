@@ -87,6 +87,16 @@ pub(crate) fn summary(report: &Report, width: u16) -> String {
     finish(table, &[1, 2, 3])
 }
 
+/// The tasks as a table at most `width` columns wide.
+pub(crate) fn tasks(report: &Report, width: u16) -> String {
+    let mut table = new_table(width, &["task", "context", "examples", "before", "after"]);
+    for row in &report.tasks {
+        let (before, after) = (percent(row.before), percent(row.after));
+        table.add_row([row.task.clone(), count(row.context), count(row.examples), before, after]);
+    }
+    finish(table, &[1, 2, 3, 4])
+}
+
 /// The compressed projections as a table at most `width` columns wide.
 pub(crate) fn modules(report: &Report, width: u16) -> String {
     let mut header = vec!["block", "module", "method", "format", "shape", "error", "tokens", "time"];

@@ -6,6 +6,7 @@ use anyhow::Result;
 use kindling_distill::{AdamW, Decay};
 use kindling_model::tasks::Task;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::error::user;
 
@@ -67,6 +68,9 @@ pub(crate) struct TrainPart {
     pub micro_rows: usize,
     #[serde(default)]
     pub checkpoint_blocks: bool,
+    /// Stop when the loss exceeds its running mean by so many nats; stages that differ in kind need room.
+    #[serde(default = "default_spike")]
+    pub spike: f64,
     /// Steps between two looks at the held-out text; 0: at the end only.
     #[serde(default)]
     pub evaluate_every: u64,
@@ -115,6 +119,9 @@ fn default_last() -> f64 {
 fn one() -> usize {
     1
 }
+fn default_spike() -> f64 {
+    2.0
+}
 fn default_checkpoint_every() -> u64 {
     200
 }
@@ -134,6 +141,9 @@ impl Pretraining {
         if config.train.micro_rows == 0 || config.train.checkpoint_every == 0 {
             return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
         }
+        kindling_model::config::parse(&config.model_json(0, 1).to_string()).map_err(|error| {
+            user(format!("{name}: [model]: {}", error.to_string().trim_start_matches("config.json: ")))
+        })?;
         config.task_list().map_err(|error| user(format!("{name}: {error}")))?;
         config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
         let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
@@ -141,7 +151,10 @@ impl Pretraining {
             match stage.context {
                 Some(context) if with_tasks && stage.length < context + TURNS => {
                     let needed = context + TURNS;
-                    return Err(user(format!("{name}: stage {}: `length` must be {needed} or more for a context of {context}", i + 1)));
+                    return Err(user(format!(
+                        "{name}: stage {}: `length` must be {needed} or more for a context of {context}",
+                        i + 1
+                    )));
                 }
                 None if with_tasks => return Err(user(format!("{name}: stage {}: tasks need a `context`", i + 1))),
                 Some(_) if !with_tasks => {
@@ -151,6 +164,22 @@ impl Pretraining {
             }
         }
         Ok(config)
+    }
+
+    /// The `config.json` of the model before its first step.
+    pub(crate) fn model_json(&self, begin: u32, end: u32) -> serde_json::Value {
+        let vocabulary = match self.tokenizer {
+            TokenizerPart::Learnt { vocab_size } => vocab_size,
+            TokenizerPart::Tasks { .. } => kindling_model::tasks::vocabulary::SIZE,
+        };
+        let mut model = self.model.clone();
+        model.entry("model_type").or_insert(json!("llama"));
+        model.entry("initializer_range").or_insert(json!(0.02));
+        model.insert("vocab_size".into(), json!(vocabulary));
+        model.insert("bos_token_id".into(), json!(begin));
+        model.insert("eos_token_id".into(), json!(end));
+        model.insert("dtype".into(), json!("float32"));
+        model.into()
     }
 
     /// The tasks of every stage that has its own.

@@ -21,6 +21,10 @@ pub(crate) fn losses(lines: &[LogLine]) -> Result<Option<String>> {
     let Some(svg) = chart::losses(&points)? else { return Ok(None) };
     let Some(open) = svg.find('>') else { return Ok(None) };
     let (tag, rest) = svg.split_at(open + 1);
-    let tag = if tag.contains("xmlns") { tag.to_string() } else { tag.replacen("<svg", "<svg xmlns=\"http://www.w3.org/2000/svg\"", 1) };
+    let tag = if tag.contains("xmlns") {
+        tag.to_string()
+    } else {
+        tag.replacen("<svg", "<svg xmlns=\"http://www.w3.org/2000/svg\"", 1)
+    };
     Ok(Some(format!("{tag}{STYLE}{rest}\n")))
 }

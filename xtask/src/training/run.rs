@@ -71,8 +71,10 @@ pub(crate) fn run<M: LanguageModel + Clone>(
     while trainer.steps_done() < plan.steps {
         if cx.check().is_err() {
             checkpoints.write(&trainer.snapshot()?)?;
-            return Err(anyhow::Error::from(kindling_core::Error::Cancelled)
-                .context(format!("stopped after step {}: the same command with --resume goes on", trainer.steps_done())));
+            return Err(anyhow::Error::from(kindling_core::Error::Cancelled).context(format!(
+                "stopped after step {}: the same command with --resume goes on",
+                trainer.steps_done()
+            )));
         }
         let step = trainer.steps_done();
         let report = trainer.step(&data.rows(step)).map_err(|error| {

@@ -228,7 +228,13 @@ fn write_checkpoint(model: &mut Decoder, files: &ModelFiles, kept: &[usize], out
     }
     model.save(out, dtype)?;
     atomic_write(out.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    let beside = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"];
+    let beside = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ];
     for name in beside {
         let source = files.dir().join(name);
         if source.exists() {

@@ -16,7 +16,12 @@ impl DistillLoss for ForwardKl {
         "forward-kl"
     }
 
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        _: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)> {
         let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
         let p = log_p.clone().exp();
         let loss = (p.clone() * (log_p - log_q.clone())).sum_dim(1);

@@ -235,7 +235,11 @@ pub fn build(options: &LossOptions) -> Result<Box<dyn DistillLoss>> {
         Box::new(Tempered { loss, temperature: options.temperature, squared: options.temperature_squared })
     };
     let share = options.cross_entropy;
-    Ok(if share == 0.0 { loss } else { Box::new(Mix { parts: vec![(1.0 - share, loss), (share, Box::new(CrossEntropy))] }) })
+    Ok(if share == 0.0 {
+        loss
+    } else {
+        Box::new(Mix { parts: vec![(1.0 - share, loss), (share, Box::new(CrossEntropy))] })
+    })
 }
 
 /// A loss at a temperature.
@@ -261,7 +265,12 @@ impl DistillLoss for Tempered {
         self.loss.weighting()
     }
 
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, labels: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        labels: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)> {
         let t = self.temperature;
         let (loss, gradient) = self.loss.rows(student.div_scalar(t), teacher.map(|z| z.div_scalar(t)), labels)?;
         let factor = if self.squared { t * t } else { 1.0 };

@@ -16,7 +16,12 @@ impl DistillLoss for ReverseKl {
         "reverse-kl"
     }
 
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        _: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)> {
         let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
         let (q, ratio) = (log_q.clone().exp(), log_q - log_p);
         let loss = (q.clone() * ratio.clone()).sum_dim(1);

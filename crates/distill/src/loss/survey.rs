@@ -29,7 +29,12 @@ impl DistillLoss for Survey {
         self.weighting
     }
 
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        _: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)> {
         let logs = log_distributions(self.name(), student, teacher)?;
         Ok(both(logs, |x| x.mul_scalar(self.forward), |x| x.mul_scalar(self.reverse)))
     }

@@ -85,8 +85,7 @@ fn the_combined_objective_with_weights_of_its_own() {
     let second: [&[f32]; 2] = [&[0.0, 3.0, -1.0, 0.0, 1.0], &[0.5, 2.0, 0.0, -0.5, 1.0]];
     let (student, teacher) = (matrix(&[&STUDENT, second[1]]), matrix(&[&TEACHER, second[0]]));
     let column = |values: [f32; 2]| Tensor::<1>::from_data(values, &device());
-    let (loss, gradient) =
-        survey::weighted(student, teacher, column([0.7, 0.35]), column([0.3 * 0.25, 0.3])).unwrap();
+    let (loss, gradient) = survey::weighted(student, teacher, column([0.7, 0.35]), column([0.3 * 0.25, 0.3])).unwrap();
     let loss: Vec<f32> = loss.into_data().try_to_vec().unwrap();
     assert_close("sum", &[loss.iter().sum()], &[0.321544], 3e-6);
     let gradient: Vec<f32> = gradient.into_data().try_to_vec().unwrap();
@@ -96,11 +95,9 @@ fn the_combined_objective_with_weights_of_its_own() {
 
 #[test]
 fn temperatures() {
-    for (t, plain, forward, reverse) in [
-        (2.0, 0.078879, 0.315518, 0.317904),
-        (4.0, 0.020761, 0.332183, 0.329323),
-        (16.0, 0.001301, 0.332999, 0.331247),
-    ] {
+    for (t, plain, forward, reverse) in
+        [(2.0, 0.078879, 0.315518, 0.317904), (4.0, 0.020761, 0.332183, 0.329323), (16.0, 0.001301, 0.332999, 0.331247)]
+    {
         let at = |loss: Box<dyn DistillLoss>, squared| standard(&Tempered { loss, temperature: t, squared });
         assert_close("plain", &[at(Box::new(ForwardKl), false).0], &[plain], 1e-6);
         // f32 cancels: the divergence itself is small.

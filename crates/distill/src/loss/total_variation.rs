@@ -17,7 +17,12 @@ impl DistillLoss for TotalVariation {
         "total-variation"
     }
 
-    fn rows(&self, student: Tensor<2>, teacher: Option<Tensor<2>>, _: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(
+        &self,
+        student: Tensor<2>,
+        teacher: Option<Tensor<2>>,
+        _: Tensor<1, Int>,
+    ) -> Result<(Tensor<1>, Tensor<2>)> {
         let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
         let q = log_q.exp();
         let difference = q.clone() - log_p.exp();

@@ -181,7 +181,8 @@ fn what_is_not_selected_stays() {
     losses(&mut trainer, 0..3);
     trainer.model().weights[0].clone().into_data().assert_eq(&before, true);
     assert_eq!(trainer.trained().count(), 2);
-    let error = Trainer::new(Toy::new(Device::default().autodiff()), None, Box::new(CrossEntropy), options(), &|_| false);
+    let error =
+        Trainer::new(Toy::new(Device::default().autodiff()), None, Box::new(CrossEntropy), options(), &|_| false);
     assert!(error.err().unwrap().to_string().contains("nothing to train"));
     let error = Trainer::new(Toy::new(Device::default()), None, Box::new(CrossEntropy), options(), &|_| true);
     assert!(error.err().unwrap().to_string().contains("autodiff"));
@@ -308,12 +309,12 @@ mod head {
         let states = matrix(&[&[1.0, 0.5], &[-0.5, 2.0]]);
         for chunk in [1, 2, 7] {
             let scored = Scored { labels: &[0, 1], weights: None, normaliser: 2.0 };
-            let found =
-                fused_head(states.clone(), &head, Some(&teacher), &scored, &*half(0.5, 1.0), chunk).unwrap();
+            let found = fused_head(states.clone(), &head, Some(&teacher), &scored, &*half(0.5, 1.0), chunk).unwrap();
             assert!((found.loss - 0.499028).abs() < 2e-6, "{}", found.loss);
             close(&values(found.states), &[-0.154352, 0.155630, -0.076230, -0.040938], 2e-6);
             let expected = [
-                -0.213039, -0.118963, 0.147398, -0.041478, -0.009127, -0.019430, -0.003529, 0.107921, 0.078297, 0.071950,
+                -0.213039, -0.118963, 0.147398, -0.041478, -0.009127, -0.019430, -0.003529, 0.107921, 0.078297,
+                0.071950,
             ];
             close(&values(found.matrix), &expected, 2e-6);
         }
@@ -358,7 +359,10 @@ mod head {
             assert!((part.loss - whole.loss).abs() < 1e-6);
             close(&values(part.states), &values(whole.states.clone()), 1e-6);
             close(&values(part.matrix), &values(whole.matrix.clone()), 1e-6);
-            assert!((head_loss(states.clone(), &head, None, &scored, &CrossEntropy, chunk).unwrap() - whole.loss).abs() < 1e-6);
+            assert!(
+                (head_loss(states.clone(), &head, None, &scored, &CrossEntropy, chunk).unwrap() - whole.loss).abs()
+                    < 1e-6
+            );
         }
     }
 }

@@ -152,15 +152,22 @@ impl Decoder {
         let dense = dense.filter(|p| matches!(p.weight, Weight::Dense(_))).count();
         if dense < expected {
             let compressed = expected - dense;
-            return Err(ModelError::Input(format!("{compressed} of {expected} weights are compressed: only a dense model is saved")));
+            return Err(ModelError::Input(format!(
+                "{compressed} of {expected} weights are compressed: only a dense model is saved"
+            )));
         }
         if self.spec.blocks.iter().any(|block| matches!(block.mlp, MlpSpec::Experts { .. })) {
-            return Err(ModelError::Input("a model with expert layers cannot be saved: its routers are not trained".into()));
+            return Err(ModelError::Input(
+                "a model with expert layers cannot be saved: its routers are not trained".into(),
+            ));
         }
         let mut tensors = Vec::new();
         for (name, parameter) in self.parameters_mut() {
             let (shape, data) = match parameter {
-                ParameterMut::Vector(x) => (x.dims().to_vec(), x.clone().add_scalar(if name.ends_with("norm.weight") { -offset } else { 0.0 }).into_data()),
+                ParameterMut::Vector(x) => (
+                    x.dims().to_vec(),
+                    x.clone().add_scalar(if name.ends_with("norm.weight") { -offset } else { 0.0 }).into_data(),
+                ),
                 ParameterMut::Matrix(x) => {
                     let x = if is_projection(&name) { x.clone().transpose() } else { x.clone() };
                     (x.dims().to_vec(), x.into_data())
@@ -182,12 +189,7 @@ fn is_projection(name: &str) -> bool {
 }
 
 impl DecoderBlock {
-    fn parameters_mut<'a>(
-        &'a mut self,
-        prefix: &str,
-        norms: &BlockNorms,
-        list: &mut Vec<(String, ParameterMut<'a>)>,
-    ) {
+    fn parameters_mut<'a>(&'a mut self, prefix: &str, norms: &BlockNorms, list: &mut Vec<(String, ParameterMut<'a>)>) {
         let mut norm = |name: &str, norm: &'a mut RmsNorm| {
             list.push((format!("{prefix}{name}.weight"), ParameterMut::Vector(norm.gain_mut())));
         };

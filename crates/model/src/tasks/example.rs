@@ -253,9 +253,7 @@ fn freq_words(body: usize, rng: &mut ChaCha8Rng) -> Example {
     let harmonic: f64 = (1..=48).map(|r| 1.0 / f64::from(r * r)).sum();
     let mut symbols = vec![NOISE.start];
     symbols.extend(distinct(WORDS, WORDS.len() - 1, rng));
-    let mut counts: Vec<usize> = (1..=48)
-        .map(|r| (body as f64 / (f64::from(r * r) * harmonic)) as usize)
-        .collect();
+    let mut counts: Vec<usize> = (1..=48).map(|r| (body as f64 / (f64::from(r * r) * harmonic)) as usize).collect();
     counts[0] += body - counts.iter().sum::<usize>();
     let mut inside: Vec<u32> =
         symbols.iter().zip(&counts).flat_map(|(&symbol, &count)| std::iter::repeat_n(symbol, count)).collect();
@@ -292,9 +290,8 @@ fn fields(body: usize, two_hop: bool, depth: Option<usize>, rng: &mut ChaCha8Rng
     for (position, &i) in cycle.iter().enumerate() {
         next[i] = cycle[(position + 1) % count];
     }
-    let values: Vec<[u32; 3]> = (0..count)
-        .map(|i| [value(rng), value(rng), if two_hop { keys[next[i]] } else { value(rng) }])
-        .collect();
+    let values: Vec<[u32; 3]> =
+        (0..count).map(|i| [value(rng), value(rng), if two_hop { keys[next[i]] } else { value(rng) }]).collect();
     let units: Vec<Vec<u32>> = (0..count)
         .map(|i| {
             let mut order = [0, 1, 2];

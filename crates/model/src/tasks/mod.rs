@@ -98,10 +98,7 @@ impl Task {
 
     /// Whether an answer with some right parts counts in part.
     pub fn counts_recall(self) -> bool {
-        matches!(
-            self,
-            Task::NiahMultivalue | Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords
-        )
+        matches!(self, Task::NiahMultivalue | Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords)
     }
 }
 

@@ -18,7 +18,11 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
     };
     let count = |symbol: u32| context.iter().filter(|&&s| s == symbol).count();
     match task {
-        Task::NiahSingle | Task::NiahMultikey(_) | Task::NiahMultikeyAll | Task::NiahMultivalue | Task::NiahMultiquery => {
+        Task::NiahSingle
+        | Task::NiahMultikey(_)
+        | Task::NiahMultikeyAll
+        | Task::NiahMultivalue
+        | Task::NiahMultiquery => {
             record(question[1]).into_iter().flat_map(|at| [context[at + 3], context[at + 4]]).collect()
         }
         Task::VariableTracking(_) => {
@@ -68,7 +72,10 @@ fn a_solver_that_sees_context_and_question_only_is_always_right() {
                 for turn in &example.turns {
                     assert_eq!(solve(task, &example.context, &turn.question), turn.answer, "{task} at {length}");
                 }
-                if !matches!(task, Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords | Task::Lm | Task::Induction) {
+                if !matches!(
+                    task,
+                    Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords | Task::Lm | Task::Induction
+                ) {
                     assert_eq!(example.depth, depth, "{task} at {length}");
                 }
                 assert!(example.evidence.iter().all(|&i| i < length));

@@ -17,8 +17,7 @@ pub const BEGIN: &str = "<s>";
 /// The token that ends a text; its id is 1.
 pub const END: &str = "</s>";
 
-type Trained =
-    TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+type Trained = TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Learns `vocab_size` tokens from texts and writes `tokenizer.json` and `tokenizer_config.json` into `dir`.
 ///
@@ -54,8 +53,7 @@ pub fn train_byte_level_bpe<T: AsRef<str> + Send>(
     let mut tokenizer: Trained = TokenizerImpl::new(BPE::default());
     tokenizer
         .with_pre_tokenizer(Some(serde_json::from_value::<PreTokenizerWrapper>(parts["pre"].clone()).map_err(part)?));
-    tokenizer
-        .with_decoder(Some(serde_json::from_value::<DecoderWrapper>(parts["decoder"].clone()).map_err(part)?));
+    tokenizer.with_decoder(Some(serde_json::from_value::<DecoderWrapper>(parts["decoder"].clone()).map_err(part)?));
     let special = [BEGIN, END].map(|token| AddedToken::from(token, true)).to_vec();
     let mut trainer = BpeTrainer::builder()
         .vocab_size(vocab_size)
@@ -70,8 +68,9 @@ pub fn train_byte_level_bpe<T: AsRef<str> + Send>(
             "the text has only {learnt} tokens to learn, not {vocab_size}: give more text or a smaller vocabulary"
         )));
     }
-    tokenizer
-        .with_post_processor(Some(serde_json::from_value::<PostProcessorWrapper>(parts["post"].clone()).map_err(part)?));
+    tokenizer.with_post_processor(Some(
+        serde_json::from_value::<PostProcessorWrapper>(parts["post"].clone()).map_err(part)?,
+    ));
     let text = tokenizer.to_string(false).map_err(failed)?;
     let write = |name: &str, text: &str| {
         atomic_write(dir.join(name), text.as_bytes()).map_err(|error| file_error(&dir.join(name), error))

@@ -1,5 +1,6 @@
 //! Integration tests of the model crate: parity with transformers, generation, compression.
 
+mod adapters;
 mod common;
 mod compression;
 mod decoding;

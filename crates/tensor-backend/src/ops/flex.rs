@@ -52,11 +52,9 @@ pub(super) fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tenso
     let primitive = logits.try_into_primitive::<Flex>().expect("the wrapper looked");
     let mut logits = primitive.to_contiguous();
     drop(primitive);
-    let losses = cross_entropy_kernel::in_place(&mut logits.storage_mut::<f32>()[..rows * vocabulary], vocabulary, &labels);
-    (
-        Tensor::from_primitive::<Flex>(tensor(losses, Shape::new([rows]))),
-        Tensor::from_primitive::<Flex>(logits),
-    )
+    let losses =
+        cross_entropy_kernel::in_place(&mut logits.storage_mut::<f32>()[..rows * vocabulary], vocabulary, &labels);
+    (Tensor::from_primitive::<Flex>(tensor(losses, Shape::new([rows]))), Tensor::from_primitive::<Flex>(logits))
 }
 
 /// Operations that Flex computes in one pass. Inputs are f32.
@@ -211,7 +209,11 @@ mod gradients {
             let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
             let (x, gain) = (ops.state.0.to_contiguous(), ops.state.1.to_contiguous());
             let (dx, dgain) = norm_kernel::backward(values(&x), values(&gain), values(&dy), self.0);
-            register(grads, ops.parents.map(|node| node.map(|node| node.id)), [tensor(dx, x.shape()), tensor(dgain, gain.shape())]);
+            register(
+                grads,
+                ops.parents.map(|node| node.map(|node| node.id)),
+                [tensor(dx, x.shape()), tensor(dgain, gain.shape())],
+            );
         }
     }
 
@@ -225,7 +227,11 @@ mod gradients {
             let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
             let (gate, up) = (ops.state.0.to_contiguous(), ops.state.1.to_contiguous());
             let (dgate, dup) = swiglu_kernel::backward(values(&gate), values(&up), values(&dy));
-            register(grads, ops.parents.map(|node| node.map(|node| node.id)), [tensor(dgate, gate.shape()), tensor(dup, up.shape())]);
+            register(
+                grads,
+                ops.parents.map(|node| node.map(|node| node.id)),
+                [tensor(dgate, gate.shape()), tensor(dup, up.shape())],
+            );
         }
     }
 

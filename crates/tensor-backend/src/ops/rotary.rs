@@ -12,10 +12,7 @@ pub fn rotary_reference(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<
     let (half, width) = (cos.dims()[3], x.dims()[3]);
     let first = x.clone().slice(s![.., .., .., 0..half]);
     let second = x.clone().slice(s![.., .., .., half..2 * half]);
-    let mut parts = vec![
-        first.clone() * cos.clone() - second.clone() * sin.clone(),
-        second * cos + first * sin,
-    ];
+    let mut parts = vec![first.clone() * cos.clone() - second.clone() * sin.clone(), second * cos + first * sin];
     if width > 2 * half {
         parts.push(x.slice(s![.., .., .., 2 * half..width]));
     }

@@ -130,8 +130,13 @@ fn results_do_not_depend_on_the_number_of_threads() {
             let y = rms_norm(y, gain.clone(), 1e-5);
             let grads = y.clone().powi_scalar(3).sum().backward();
             let gradient = |data: TensorData| data.try_into_vec::<f32>().unwrap();
-            [y.into_data(), q.grad(&grads).unwrap().into_data(), k.grad(&grads).unwrap().into_data(),
-                gain.grad(&grads).unwrap().into_data()].map(gradient)
+            [
+                y.into_data(),
+                q.grad(&grads).unwrap().into_data(),
+                k.grad(&grads).unwrap().into_data(),
+                gain.grad(&grads).unwrap().into_data(),
+            ]
+            .map(gradient)
         })
     };
     assert_eq!(run(1), run(3));

@@ -74,6 +74,7 @@ impl Run<'_> {
             after: self.after()?,
             modules: self.compressed().map(module).collect(),
             warnings,
+            tasks: Vec::new(),
             measured: None,
         })
     }

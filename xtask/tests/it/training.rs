@@ -1,0 +1,279 @@
+//! The commands that train.
+
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fixtures::{Desk, words};
+use crate::{Run, command, xtask};
+
+/// Twelve steps of a model of 20 thousand parameters.
+const CONFIG: &str = r#"
+[model]
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+max_position_embeddings = 32
+rms_norm_eps = 1e-5
+rope_theta = 10000.0
+hidden_act = "silu"
+tie_word_embeddings = true
+
+[tokenizer]
+vocab_size = 264
+
+[train]
+rate = 1e-2
+warmup = 2
+micro_rows = 2
+evaluate_every = 4
+checkpoint_every = 3
+
+[[stage]]
+tokens = 1024
+length = 16
+rows = 8
+
+[[stage]]
+tokens = 512
+length = 32
+rows = 4
+"#;
+
+const TEXT: &str =
+    "the cat sat on the mat and the dog sat on the log; then the cat saw the dog and the dog saw the cat. ";
+
+struct School {
+    desk: Desk,
+    config: String,
+    text: String,
+}
+
+impl School {
+    fn new() -> Self {
+        let desk = Desk::new();
+        fs::create_dir(desk.path("texts")).unwrap();
+        desk.file("texts/a.txt", TEXT.repeat(40));
+        desk.file("texts/b.txt", TEXT.repeat(10));
+        let (config, text) = (desk.file("config.toml", CONFIG), desk.arg("texts"));
+        Self { desk, config, text }
+    }
+
+    fn arguments<'a>(&'a self, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let base = ["pretrain", "--config", &self.config, "--text", &self.text, "--hold-out", "b.txt", "--out", out];
+        [&base[..], more].concat()
+    }
+
+    fn pretrained(&self, name: &str) -> String {
+        let out = self.desk.arg(name);
+        xtask(&self.arguments(&out, &[])).success();
+        out
+    }
+}
+
+/// The log without its clocks.
+fn log(out: &str) -> Vec<Value> {
+    let text = fs::read_to_string(format!("{out}/log.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        line.as_object_mut().unwrap().remove("tok_s");
+        line
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn a_model_from_scratch_learns_and_is_a_checkpoint() {
+    let school = School::new();
+    let out = school.desk.arg("model");
+    let found = xtask(&school.arguments(&out, &["--json"])).json();
+    assert_eq!((&found["steps"], &found["tokens"]), (&json!(12), &json!(1536)));
+    assert!(found["held_out"]["bits_per_byte"].as_f64().unwrap() < 8.0, "{found}");
+    let log = log(&out);
+    assert_eq!(log.len(), 12);
+    let loss = |i: usize| log[i]["loss"].as_f64().unwrap();
+    assert!(loss(11) < loss(0) - 0.5, "from {} to {}", loss(0), loss(11));
+    assert!(log[3]["held_out"].is_number() && log[2].get("held_out").is_none());
+    for file in ["model.safetensors", "config.json", "tokenizer.json", "evaluation.json", "loss.svg"] {
+        assert!(school.desk.path("model").join(file).exists(), "{file}");
+    }
+    // Two checkpoints are kept.
+    assert_eq!(fs::read_dir(school.desk.path("model/checkpoints")).unwrap().count(), 2);
+    let text = xtask(&["generate", "--model", &out, "--prompt", "the cat", "--max-new-tokens", "5", "--json"]).json();
+    assert_eq!(text["prompt_ids"][0], 0);
+    let eval = school.desk.file("eval.txt", TEXT.repeat(8));
+    let perplexity = xtask(&["eval", "--model", &out, "--text", &eval, "--window", "16", "--json"]).json();
+    assert!(perplexity["perplexity"].as_f64().unwrap() < 264.0);
+}
+
+#[test]
+fn a_run_that_was_killed_goes_on_as_if_nothing_had_been() {
+    let school = School::new();
+    let whole = school.pretrained("whole");
+    let out = school.desk.arg("killed");
+    let mut child = command(&school.arguments(&out, &[])).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    for _ in 0..2000 {
+        let lines = fs::read_to_string(format!("{out}/log.jsonl")).map_or(0, |text| text.lines().count());
+        if lines >= 5 || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+    let refused = xtask(&school.arguments(&out, &[])).mistake();
+    assert!(refused.contains("--resume goes on with it"), "{refused}");
+    xtask(&school.arguments(&out, &["--resume"])).success();
+    assert_eq!(log(&out), log(&whole));
+    let weights = |dir: &str| fs::read(format!("{dir}/model.safetensors")).unwrap();
+    assert!(weights(&out) == weights(&whole), "the weights differ");
+    // Another configuration cannot go on.
+    fs::write(&school.config, CONFIG.replace("rate = 1e-2", "rate = 2e-2")).unwrap();
+    assert!(xtask(&school.arguments(&out, &["--resume"])).mistake().contains("another configuration"));
+}
+
+#[test]
+fn threads_do_not_change_what_is_learnt() {
+    let school = School::new();
+    let (one, three) = (school.desk.arg("one"), school.desk.arg("three"));
+    xtask(&school.arguments(&one, &["--threads", "1"])).success();
+    xtask(&school.arguments(&three, &["--threads", "3"])).success();
+    assert_eq!(log(&one), log(&three));
+}
+
+#[test]
+fn tasks_are_learnt_without_a_text() {
+    let desk = Desk::new();
+    let config = CONFIG
+        .replace("vocab_size = 264", "tasks = [\"niah_single\", \"copy\"]")
+        .replace("max_position_embeddings = 32", "max_position_embeddings = 96")
+        .replace("length = 16", "context = 64\nlength = 88")
+        .replace("length = 32", "context = 64\nlength = 88");
+    let (config, out) = (desk.file("tasks.toml", config), desk.arg("out"));
+    let found = xtask(&["pretrain", "--config", &config, "--out", &out, "--json"]).json();
+    let tasks = found["tasks"].as_array().unwrap();
+    assert_eq!(tasks.len(), 2);
+    assert_eq!((&tasks[0]["task"], &tasks[0]["context"]), (&json!("niah_single"), &json!(64)));
+}
+
+#[test]
+fn mistakes_in_training_are_told_in_a_line() {
+    let school = School::new();
+    let out = school.desk.arg("out");
+    let with = |config: &str| {
+        fs::write(&school.config, config).unwrap();
+        xtask(&school.arguments(&out, &[])).mistake()
+    };
+    assert!(with(&CONFIG.replace("rate = 1e-2", "rat = 1e-2")).contains("rat"));
+    assert!(with(&CONFIG.replace("length = 32", "length = 64")).contains("32 positions"));
+    assert!(with(&CONFIG.replace("num_attention_heads = 4", "num_attention_heads = 5")).contains("heads"));
+    fs::write(&school.config, CONFIG.replace("vocab_size = 264", "vocab_size = 40000")).unwrap();
+    assert!(xtask(&school.arguments(&out, &[])).late_mistake().contains("tokens to learn"));
+    fs::write(&school.config, CONFIG).unwrap();
+    let small = school.desk.file("small.txt", "a cat");
+    let refused = |arguments: &[&str]| xtask(arguments).mistake();
+    let config = school.config.as_str();
+    assert!(refused(&["pretrain", "--config", config, "--out", &school.desk.arg("o1")]).contains("--text"));
+    assert!(
+        xtask(&["pretrain", "--config", config, "--text", &small, "--out", &school.desk.arg("o2")])
+            .late_mistake()
+            .contains("more text")
+    );
+    let absent = ["pretrain", "--config", config, "--text", &school.text, "--hold-out", "c.txt", "--out", &out];
+    assert!(refused(&absent).contains("--hold-out c.txt"));
+    assert!(refused(&["pretrain", "--config", "absent.toml", "--text", &small, "--out", &out]).contains("absent.toml"));
+}
+
+#[test]
+fn half_of_a_model_learns_from_the_whole() {
+    let school = School::new();
+    let teacher = school.pretrained("teacher");
+    let out = school.desk.arg("student");
+    let base =
+        ["distill", "--teacher", &teacher, "--text", &school.text, "--out", &out, "--steps", "30", "--rows", "4"];
+    let short = ["--length", "16", "--warmup", "1", "--rate", "5e-3"];
+    let eval = school.desk.file("eval.txt", TEXT.repeat(40));
+    let arguments = [&base[..], &short, &["--keep-blocks", "1", "--eval", &eval, "--json"]].concat();
+    let found = xtask(&arguments).json();
+    assert!(found["perplexity"]["teacher"].is_number() && found["perplexity"]["after"].is_number(), "{found}");
+    let losses = log(&out);
+    let loss = |i: usize| losses[i]["loss"].as_f64().unwrap();
+    assert!(loss(29) < 0.7 * loss(0), "from {} to {}", loss(0), loss(29));
+    assert_eq!(xtask(&["inspect", &out, "--json"]).json()["family"], "llama");
+    let config: Value = serde_json::from_str(&fs::read_to_string(format!("{out}/config.json")).unwrap()).unwrap();
+    assert_eq!(config["num_hidden_layers"], 1);
+
+    let again = xtask(&[&base[..], &short, &["--keep-blocks", "7", "--force"]].concat()).mistake();
+    assert!(again.contains("blocks 0 to 1"), "{again}");
+    let other = school.desk.model_with_tokenizer("other");
+    let strange = xtask(&[&base[..], &short, &["--student", &other, "--force"]].concat()).mistake();
+    assert!(strange.contains("different tokenizers"), "{strange}");
+    let misspelt = xtask(&[&base[..], &short, &["--keep-blocks", "0", "--loss", "foward-kl", "--force"]].concat());
+    assert!(misspelt.mistake().contains("`forward-kl`"));
+}
+
+#[test]
+fn an_adapter_heals_a_quantised_model_and_is_loaded_beside_it() {
+    let school = School::new();
+    let teacher = school.pretrained("teacher");
+    let recipe = school.desk.file("r.toml", "[[stage]]\nmethod = \"rtn\"\nbits = 2\ngroup_size = 0\n");
+    let (small, adapter) = (school.desk.arg("small"), school.desk.arg("adapter"));
+    let eval = school.desk.file("eval.txt", TEXT.repeat(40));
+    let compress = ["compress", "--model", &teacher, "--recipe", &recipe, "--calibration", &eval, "--out", &small];
+    xtask(&[&compress[..], &["--window", "16", "--windows", "4"]].concat()).success();
+    for (kind, out) in [("lora", adapter.clone()), ("dora", school.desk.arg("dora"))] {
+        let heal = ["heal", "--model", &small, "--teacher", &teacher, "--text", &school.text, "--out", &out];
+        let how = ["--steps", "30", "--rows", "4", "--length", "16", "--rate", "1e-2", "--warmup", "1", "--json"];
+        let found = xtask(&[&heal[..], &how, &["--eval", &eval, "--adapter", kind]].concat()).json();
+        let after = found["perplexity"]["after"].as_f64().unwrap();
+        let losses = log(&out);
+        let loss = |i: usize| losses[i]["loss"].as_f64().unwrap();
+        assert!(loss(29) < 0.7 * loss(0), "{kind}: from {} to {}", loss(0), loss(29));
+        let arguments = ["eval", "--model", &small, "--adapter", &out, "--text", &eval, "--json"];
+        let measured = xtask(&arguments).json()["perplexity"].as_f64().unwrap();
+        assert!((measured / after - 1.0).abs() < 1e-4, "{measured} and {found}");
+    }
+    let config: Value =
+        serde_json::from_str(&fs::read_to_string(format!("{adapter}/adapter_config.json")).unwrap()).unwrap();
+    assert_eq!((&config["peft_type"], &config["r"]), (&json!("LORA"), &json!(8)));
+    // An adapter of another model does not fit.
+    let other = school.desk.model_with_tokenizer("other");
+    let text = school.desk.file("words.txt", words(400));
+    let strange = xtask(&["eval", "--model", &other, "--adapter", &adapter, "--text", &text]).mistake();
+    assert!(strange.contains("adapter"), "{strange}");
+}
+
+#[test]
+fn pruned_weights_stay_pruned_while_they_learn() {
+    let school = School::new();
+    let teacher = school.pretrained("teacher");
+    let recipe = school.desk.file("r.toml", "[[stage]]\nmethod = \"magnitude\"\npattern = \"2:4\"\n");
+    let eval = school.desk.file("eval.txt", TEXT.repeat(40));
+    let small = school.desk.arg("small");
+    let compress = ["compress", "--model", &teacher, "--recipe", &recipe, "--calibration", &eval, "--out", &small];
+    xtask(&[&compress[..], &["--window", "16", "--windows", "4"]].concat()).success();
+    for (out, how) in [("full", &["--adapter", "none"][..]), ("lora", &["--adapter", "lora", "--merge"])] {
+        let out = school.desk.arg(out);
+        let heal =
+            ["heal", "--model", &small, "--teacher", &teacher, "--text", &school.text, "--out", &out, "--masked"];
+        let few = ["--steps", "4", "--rows", "4", "--length", "16", "--rate", "1e-2"];
+        xtask(&[&heal[..], &few, how].concat()).success();
+        let zeros = |dir: &str| -> Vec<bool> {
+            let checkpoint = kindling_model::checkpoint::Checkpoint::open(dir).unwrap();
+            let name = "model.layers.1.mlp.up_proj.weight";
+            checkpoint.tensor_f32(name).unwrap().into_iter().map(|w| w == 0.0).collect()
+        };
+        assert_eq!(zeros(&out), zeros(&small));
+        assert_eq!(zeros(&out).iter().filter(|&&zero| zero).count(), 48 * 32 / 2);
+    }
+    // Without zeros there is nothing to keep.
+    let heal = ["heal", "--model", &teacher, "--teacher", &teacher, "--text", &school.text, "--masked"];
+    let dense = Run::of(
+        command(&[&heal[..], &["--adapter", "none", "--out", &school.desk.arg("d")]].concat()).output().unwrap(),
+    );
+    assert!(dense.stderr.contains("no trained matrix has a zero"), "{}", dense.stderr);
+}
