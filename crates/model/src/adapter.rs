@@ -110,7 +110,7 @@ fn build(
     if config.dora {
         adapted = adapted.with_magnitude(magnitude)?;
     }
-    Ok(Weight::Adapted(adapted))
+    Ok(Weight::Adapted(Box::new(adapted)))
 }
 
 /// Replaces every adapted weight by a dense one that holds the sum. Returns how many there were.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use kindling_core::{MethodEntry, Needs};
+use kindling_distill::loss::LossEntry;
 use serde::Serialize;
 
 use crate::cli::List;
@@ -23,6 +24,7 @@ struct Row {
 pub(crate) fn run(args: &List) -> Result<()> {
     let rows: Vec<Row> =
         SHELVES.iter().flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method))).collect();
+    let rows: Vec<Row> = rows.into_iter().chain(kindling_distill::loss::METHODS.iter().map(loss)).collect();
     if args.json {
         return output::json(&rows);
     }
@@ -31,7 +33,21 @@ pub(crate) fn run(args: &List) -> Result<()> {
         rows.iter().map(|row| [row.name, row.family, row.needs, row.summary, row.paper].map(Into::into)),
     );
     output::line(table)?;
-    output::line("\nneeds: what must be known of a layer's inputs; `nothing` works without calibration data.")
+    output::line(
+        "\nneeds: what must be known of a layer's inputs; `nothing` works without calibration data. The losses of `distill` and \
+         `heal` need a teacher or a text.",
+    )
+}
+
+fn loss(entry: &LossEntry) -> Row {
+    Row {
+        name: entry.name,
+        krate: "kindling-distill",
+        family: "distillation loss",
+        paper: entry.paper,
+        needs: if entry.needs_teacher { "teacher" } else { "text" },
+        summary: entry.summary,
+    }
 }
 
 fn row(krate: &'static str, method: &MethodEntry) -> Row {

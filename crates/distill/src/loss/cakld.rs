@@ -6,8 +6,17 @@
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
-use super::{DistillLoss, Survey, Weighting};
+use super::{DistillLoss, LossEntry, Survey, Weighting};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "cakld",
+    summary: "both directions, by the confidence of the teacher",
+    paper: "BitDistiller, arXiv 2402.10631",
+    needs_teacher: true,
+    make: |o| Box::new(Cakld { gamma: o.gamma }),
+};
 
 /// The confidence-aware divergence.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +27,7 @@ pub struct Cakld {
 
 impl DistillLoss for Cakld {
     fn name(&self) -> &'static str {
-        "cakld"
+        ENTRY.name
     }
 
     fn rows(

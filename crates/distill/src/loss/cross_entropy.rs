@@ -5,8 +5,17 @@
 use burn::tensor::{Int, Tensor};
 use kindling_tensor_backend::ops::cross_entropy;
 
-use super::DistillLoss;
+use super::{DistillLoss, LossEntry};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "cross-entropy",
+    summary: "the next token of the text, or of the teacher's text",
+    paper: "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
+    needs_teacher: false,
+    make: |_| Box::new(CrossEntropy),
+};
 
 /// Cross-entropy with the labels.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +23,7 @@ pub struct CrossEntropy;
 
 impl DistillLoss for CrossEntropy {
     fn name(&self) -> &'static str {
-        "cross-entropy"
+        ENTRY.name
     }
 
     fn needs_teacher(&self) -> bool {

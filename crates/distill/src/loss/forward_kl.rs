@@ -4,8 +4,17 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{DistillLoss, column, log_distributions};
+use super::{DistillLoss, LossEntry, column, log_distributions};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "forward-kl",
+    summary: "covers all that the teacher would say",
+    paper: "Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
+    needs_teacher: true,
+    make: |_| Box::new(ForwardKl),
+};
 
 /// The forward divergence.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,7 +22,7 @@ pub struct ForwardKl;
 
 impl DistillLoss for ForwardKl {
     fn name(&self) -> &'static str {
-        "forward-kl"
+        ENTRY.name
     }
 
     fn rows(

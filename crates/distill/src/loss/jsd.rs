@@ -5,8 +5,17 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{DistillLoss, ForwardKl, ReverseKl, column, log_add, log_distributions};
+use super::{DistillLoss, ForwardKl, LossEntry, ReverseKl, column, log_add, log_distributions};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "jsd",
+    summary: "between the two directions",
+    paper: "On-Policy Distillation of Language Models, arXiv 2306.13649",
+    needs_teacher: true,
+    make: |o| Box::new(Jsd { beta: o.beta }),
+};
 
 /// The generalised Jensen-Shannon divergence. At β = 0 it is the forward, at β = 1 the reverse divergence.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +26,7 @@ pub struct Jsd {
 
 impl DistillLoss for Jsd {
     fn name(&self) -> &'static str {
-        "jsd"
+        ENTRY.name
     }
 
     fn rows(

@@ -14,6 +14,7 @@ mod jsd;
 mod mix;
 mod reverse_kl;
 mod skewed_kl;
+mod skewed_reverse_kl;
 mod survey;
 mod total_variation;
 
@@ -27,7 +28,8 @@ pub use forward_kl::ForwardKl;
 pub use jsd::Jsd;
 pub use mix::Mix;
 pub use reverse_kl::ReverseKl;
-pub use skewed_kl::{SkewedForwardKl, SkewedReverseKl};
+pub use skewed_kl::SkewedForwardKl;
+pub use skewed_reverse_kl::SkewedReverseKl;
 pub use survey::{Survey, weighted};
 pub use total_variation::TotalVariation;
 
@@ -135,6 +137,8 @@ impl Default for LossOptions {
 pub struct LossEntry {
     /// The name.
     pub name: &'static str,
+    /// What it does, in a few words.
+    pub summary: &'static str,
     /// Where it comes from.
     pub paper: &'static str,
     /// Whether it compares with a teacher.
@@ -144,63 +148,15 @@ pub struct LossEntry {
 
 /// Every token loss.
 pub const METHODS: &[LossEntry] = &[
-    LossEntry {
-        name: "cross-entropy",
-        paper: "Sequence-Level Knowledge Distillation, arXiv 1606.07947",
-        needs_teacher: false,
-        make: |_| Box::new(CrossEntropy),
-    },
-    LossEntry {
-        name: "forward-kl",
-        paper: "Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
-        needs_teacher: true,
-        make: |_| Box::new(ForwardKl),
-    },
-    LossEntry {
-        name: "reverse-kl",
-        paper: "MiniLLM, arXiv 2306.08543",
-        needs_teacher: true,
-        make: |_| Box::new(ReverseKl),
-    },
-    LossEntry {
-        name: "jsd",
-        paper: "On-Policy Distillation of Language Models, arXiv 2306.13649",
-        needs_teacher: true,
-        make: |o| Box::new(Jsd { beta: o.beta }),
-    },
-    LossEntry {
-        name: "skewed-kl",
-        paper: "DistiLLM, arXiv 2402.03898",
-        needs_teacher: true,
-        make: |o| Box::new(SkewedForwardKl { alpha: o.alpha }),
-    },
-    LossEntry {
-        name: "skewed-reverse-kl",
-        paper: "DistiLLM, arXiv 2402.03898",
-        needs_teacher: true,
-        make: |o| Box::new(SkewedReverseKl { alpha: o.alpha }),
-    },
-    LossEntry {
-        name: "total-variation",
-        paper: "f-Divergence Minimization for Sequence-Level Knowledge Distillation, arXiv 2307.15190",
-        needs_teacher: true,
-        make: |_| Box::new(TotalVariation),
-    },
-    LossEntry {
-        name: "survey",
-        paper: "weighted forward and reverse divergence, after arXiv 1503.02531",
-        needs_teacher: true,
-        make: |o| {
-            let (forward, reverse) = (o.lambda_forward, o.lambda_reverse);
-            Box::new(Survey { forward, reverse, weighting: o.weighting })
-        },
-    },
-    LossEntry {
-        name: "cakld",
-        paper: "BitDistiller, arXiv 2402.10631",
-        needs_teacher: true,
-        make: |o| Box::new(Cakld { gamma: o.gamma }),
-    },
+    cross_entropy::ENTRY,
+    forward_kl::ENTRY,
+    reverse_kl::ENTRY,
+    jsd::ENTRY,
+    skewed_kl::ENTRY,
+    skewed_reverse_kl::ENTRY,
+    total_variation::ENTRY,
+    survey::ENTRY,
+    cakld::ENTRY,
 ];
 
 /// The loss that the options describe.

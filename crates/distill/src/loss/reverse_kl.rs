@@ -4,8 +4,17 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{DistillLoss, column, log_distributions};
+use super::{DistillLoss, LossEntry, column, log_distributions};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "reverse-kl",
+    summary: "keeps to what the teacher finds likely",
+    paper: "MiniLLM, arXiv 2306.08543",
+    needs_teacher: true,
+    make: |_| Box::new(ReverseKl),
+};
 
 /// The reverse divergence.
 #[derive(Debug, Clone, Copy, Default)]
@@ -13,7 +22,7 @@ pub struct ReverseKl;
 
 impl DistillLoss for ReverseKl {
     fn name(&self) -> &'static str {
-        "reverse-kl"
+        ENTRY.name
     }
 
     fn rows(

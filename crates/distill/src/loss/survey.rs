@@ -6,8 +6,20 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{DistillLoss, Weighting, column, log_distributions};
+use super::{DistillLoss, LossEntry, Weighting, column, log_distributions};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "survey",
+    summary: "both directions, tokens weighed by the teacher",
+    paper: "after Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
+    needs_teacher: true,
+    make: |o| {
+        let (forward, reverse) = (o.lambda_forward, o.lambda_reverse);
+        Box::new(Survey { forward, reverse, weighting: o.weighting })
+    },
+};
 
 /// A weighted sum of the forward and the reverse divergence.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +34,7 @@ pub struct Survey {
 
 impl DistillLoss for Survey {
     fn name(&self) -> &'static str {
-        "survey"
+        ENTRY.name
     }
 
     fn weighting(&self) -> Weighting {

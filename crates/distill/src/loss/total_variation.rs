@@ -5,8 +5,17 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{DistillLoss, column, log_distributions, through_softmax};
+use super::{DistillLoss, LossEntry, column, log_distributions, through_softmax};
 use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "total-variation",
+    summary: "half the absolute difference of probabilities",
+    paper: "f-Divergence Minimization for Sequence-Level Knowledge Distillation, arXiv 2307.15190",
+    needs_teacher: true,
+    make: |_| Box::new(TotalVariation),
+};
 
 /// Total variation distance.
 #[derive(Debug, Clone, Copy, Default)]
@@ -14,7 +23,7 @@ pub struct TotalVariation;
 
 impl DistillLoss for TotalVariation {
     fn name(&self) -> &'static str {
-        "total-variation"
+        ENTRY.name
     }
 
     fn rows(

@@ -66,7 +66,7 @@ pub enum Weight {
     /// Unstructured sparsity.
     Bitmask(Bitmask),
     /// Any of these with a low-rank correction.
-    Adapted(Adapted),
+    Adapted(Box<Adapted>),
 }
 
 impl Weight {

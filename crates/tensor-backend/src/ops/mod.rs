@@ -23,7 +23,7 @@ mod rotary;
 mod rows;
 mod simd;
 mod swiglu;
-#[cfg(test)]
+#[cfg(all(test, feature = "flex", feature = "autodiff"))]
 mod tests;
 mod tile;
 
