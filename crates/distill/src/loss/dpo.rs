@@ -1,6 +1,6 @@
 //! Direct preference optimisation: the better of two answers becomes likelier than under a frozen reference.
 //!
-//! Sources: Rafailov et al., arXiv 2305.18290; as the second stage of distilling a chat model: Tunstall et al., "Zephyr",
+//! Sources: Rafailov et al., arXiv 2305.1829; as the second stage of distilling a chat model: Tunstall et al., "Zephyr",
 //! arXiv 2310.16944. An answer's score is the sum, not the mean, of its tokens' log-probabilities.
 
 /// Summed log-probabilities of the two answers to a prompt.

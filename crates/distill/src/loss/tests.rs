@@ -41,14 +41,14 @@ fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
 #[test]
 fn worked_numbers() {
     let cases: [(&dyn DistillLoss, f32, [f32; 5]); 9] = [
-        (&CrossEntropy, 1.258409, [-0.715894, 0.468411, 0.104517, 0.104517, 0.038450]),
-        (&ForwardKl, 0.270188, [-0.318626, 0.246679, -0.029971, 0.074508, 0.027410]),
-        (&ReverseKl, 0.288682, [-0.295700, 0.215091, -0.056523, 0.100252, 0.036881]),
+        (&CrossEntropy, 1.258409, [-0.715894, 0.468411, 0.104517, 0.104517, 0.03845]),
+        (&ForwardKl, 0.270188, [-0.318626, 0.246679, -0.029971, 0.074508, 0.02741]),
+        (&ReverseKl, 0.288682, [-0.2957, 0.215091, -0.056523, 0.100252, 0.036881]),
         (&Jsd { beta: 0.1 }, 0.024219, [-0.027885, 0.021643, -0.002919, 0.006697, 0.002464]),
-        (&Jsd { beta: 0.5 }, 0.067689, [-0.072567, 0.056190, -0.010434, 0.019600, 0.007211]),
+        (&Jsd { beta: 0.5 }, 0.067689, [-0.072567, 0.05619, -0.010434, 0.0196, 0.007211]),
         (&Jsd { beta: 0.9 }, 0.025481, [-0.026228, 0.019535, -0.004755, 0.008369, 0.003079]),
-        (&SkewedForwardKl { alpha: 0.1 }, 0.217349, [-0.244604, 0.190238, -0.028214, 0.060370, 0.022209]),
-        (&SkewedReverseKl { alpha: 0.1 }, 0.225350, [-0.233407, 0.177209, -0.040034, 0.070352, 0.025881]),
+        (&SkewedForwardKl { alpha: 0.1 }, 0.217349, [-0.244604, 0.190238, -0.028214, 0.06037, 0.022209]),
+        (&SkewedReverseKl { alpha: 0.1 }, 0.22535, [-0.233407, 0.177209, -0.040034, 0.070352, 0.025881]),
         (&TotalVariation, 0.348597, [-0.173696, 0.182035, -0.063899, 0.040618, 0.014942]),
     ];
     for (loss, value, gradient) in cases {
@@ -74,7 +74,7 @@ fn ends_of_the_families() {
     }
     assert_eq!(standard(&SkewedForwardKl { alpha: 1.0 }), (0.0, vec![0.0; 5]));
     assert_eq!(standard(&SkewedReverseKl { alpha: 1.0 }), (0.0, vec![0.0; 5]));
-    for (beta, forward, reverse) in [(0.1, 0.242193, 0.254813), (0.01, 0.267350, 0.285183)] {
+    for (beta, forward, reverse) in [(0.1, 0.242193, 0.254813), (0.01, 0.26735, 0.285183)] {
         let scaled = |beta: f64, by: f64| standard(&Jsd { beta }).0 / by as f32;
         assert_close("limit", &[scaled(beta, beta), scaled(1.0 - beta, beta)], &[forward, reverse], 1e-4);
     }
@@ -105,7 +105,7 @@ fn temperatures() {
         assert_close("reverse", &[at(Box::new(ReverseKl), true).0], &[reverse], 4e-5 * t as f32);
     }
     let (_, gradient) = standard(&Tempered { loss: Box::new(ForwardKl), temperature: 2.0, squared: true });
-    assert_close("gradient", &gradient, &[-0.303090, 0.166749, -0.073744, 0.130769, 0.079316], 3e-6);
+    assert_close("gradient", &gradient, &[-0.30309, 0.166749, -0.073744, 0.130769, 0.079316], 3e-6);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn ensembles_average_logits() {
     let tempered = Tempered { loss: Box::new(ForwardKl), temperature: 2.0, squared: true };
     let mix = Mix { parts: vec![(0.5, Box::new(tempered)), (0.5, Box::new(CrossEntropy))] };
     let (loss, _) = run(&mix, &[&STUDENT], &[&mean], &[0]);
-    assert_close("two teachers", &loss, &[0.681280], 5e-6);
+    assert_close("two teachers", &loss, &[0.68128], 5e-6);
 }
 
 #[test]
