@@ -170,13 +170,8 @@ mod tests {
     #[test]
     fn a_mixture_keeps_its_share_and_depends_on_the_step_only() {
         let text = TokenWindows::new((0..5000).collect::<Vec<u32>>(), 8, 1);
-        let mixture = Mixture {
-            text,
-            made: Some(Arc::new(|_| Row::plain(vec![9_999; 9]))),
-            share: 0.25,
-            rows: 40,
-            seed: 5,
-        };
+        let mixture =
+            Mixture { text, made: Some(Arc::new(|_| Row::plain(vec![9_999; 9]))), share: 0.25, rows: 40, seed: 5 };
         let made = (0..50).flat_map(|step| mixture.rows(step)).filter(|row| row.ids[0] == 9_999).count();
         assert!((400..600).contains(&made), "{made} of 2000");
         assert_eq!(mixture.rows(7), mixture.rows(7));

@@ -49,6 +49,9 @@ pub enum DistillError {
     /// A saved state belongs to another model or run.
     #[error("the saved state does not fit: {0}")]
     State(String),
+    /// A store of a teacher's logits cannot be used.
+    #[error("store of a teacher's logits: {0}")]
+    Store(String),
     /// The model failed.
     #[error(transparent)]
     Core(#[from] kindling_core::Error),

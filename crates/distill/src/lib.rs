@@ -6,6 +6,7 @@
 //! | [`batch`] | which tokens a step sees |
 //! | [`loss`] | token losses with their gradients, one file each |
 //! | [`head`] | output matrix and loss in chunks |
+//! | [`store`] | what a teacher said, kept in a file |
 //! | [`adamw`], [`schedule`] | the optimiser and its rates |
 
 pub mod adamw;
@@ -14,6 +15,7 @@ mod error;
 pub mod head;
 pub mod loss;
 pub mod schedule;
+pub mod store;
 pub mod trainer;
 
 pub use adamw::AdamW;

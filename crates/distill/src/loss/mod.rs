@@ -16,6 +16,7 @@ mod reverse_kl;
 mod skewed_kl;
 mod skewed_reverse_kl;
 mod survey;
+pub mod top_k;
 mod total_variation;
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
