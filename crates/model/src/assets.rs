@@ -1,4 +1,4 @@
-//! The models that ship with the source of this crate: small enough for a demonstration, and really trained.
+//! The model that ships with the source of this crate: small enough for a demonstration, and really trained.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,10 @@ pub fn tiny() -> PathBuf {
     folder("tiny")
 }
 
-/// The folder of a model that answers [generated long-context tasks](crate::tasks).
-pub fn tasks() -> PathBuf {
-    folder("tasks")
+/// The folder of a model that answers generated long-context tasks (module `tasks`), where this version ships one.
+pub fn tasks() -> Option<PathBuf> {
+    let folder = folder("tasks");
+    folder.join("config.json").exists().then_some(folder)
 }
 
 fn folder(name: &str) -> PathBuf {

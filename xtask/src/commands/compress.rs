@@ -104,9 +104,9 @@ pub(crate) fn run(args: &Compress, device_name: DeviceName) -> Result<()> {
     let parsed = recipe;
     let recipe = parsed.normalised()?;
     let (before, after) = speed::compare(&files, &out, &texts.set, &device, &cx)?;
-    let task_figures = match args.model {
-        None => tasks::compare(&parsed, &out.join("tasks"), &device, args.seed, &cx)?,
-        Some(_) => Vec::new(),
+    let task_figures = match (&args.model, kindling_model::assets::tasks()) {
+        (None, Some(model)) => tasks::compare(&model, &parsed, &out.join("tasks"), &device, args.seed, &cx)?,
+        _ => Vec::new(),
     };
     let run = Run { args, name, files: &files, out: &out, recipe: &recipe, set: &texts.set, outcome: &outcome };
     let mut report = run.report(warnings)?;

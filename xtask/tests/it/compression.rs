@@ -183,3 +183,17 @@ fn a_real_model_loses_little() {
     let eval = xtask(&["eval", "--model", &out, "--text", &text, "--json"]).json();
     assert!((eval["perplexity"].as_f64().unwrap() - after).abs() < 1e-3, "{eval} {after}");
 }
+
+#[test]
+fn without_a_model_the_one_that_ships_is_compressed() {
+    let desk = Desk::new();
+    let out = desk.arg("out");
+    let few = ["--windows", "8", "--window", "64", "--eval-windows", "4", "--out", &out, "--json"];
+    let report = xtask(&[&["compress"][..], &few].concat()).json();
+    assert_eq!(report["model"]["name"], "tiny");
+    let (before, after) = (&report["before"], &report["after"]);
+    assert!(after["bytes_on_disk"].as_u64() < before["bytes_on_disk"].as_u64(), "{report}");
+    assert!(before["perplexity"].as_f64().is_some_and(|p| p > 1.0 && p < 4096.0), "{report}");
+    let text = xtask(&["generate", "--prompt", "The old man", "--max-new-tokens", "8"]).success();
+    assert!(text.trim().len() > 8, "{text}");
+}

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 use burn::tensor::Device;
 use kindling_core::Cx;
-use kindling_model::compress::{self as model, CalibrationSet, CompressOptions, TokenWindows};
+use kindling_model::compress::{self as stream, CalibrationSet, CompressOptions, TokenWindows};
 use kindling_model::tasks::{Task, generate_example};
-use kindling_model::{Decoder, ModelError, ModelFiles, assets};
+use kindling_model::{Decoder, ModelError, ModelFiles};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -27,10 +27,17 @@ const EXAMPLES: usize = 50;
 const ROWS: (usize, usize) = (64, 256);
 
 /// Compresses the model into `out` and asks it before and after.
-pub(super) fn compare(recipe: &Recipe, out: &Path, device: &Device, seed: u64, cx: &Cx) -> Result<Vec<TaskFigures>> {
-    let files = ModelFiles::open(assets::tasks())?;
+pub(super) fn compare(
+    model: &Path,
+    recipe: &Recipe,
+    out: &Path,
+    device: &Device,
+    seed: u64,
+    cx: &Cx,
+) -> Result<Vec<TaskFigures>> {
+    let files = ModelFiles::open(model)?;
     let resolved = resolve(recipe, &methods::all(), &blocks_of(&files))?;
-    let stages: Vec<model::Stage> = resolved.stages.into_iter().map(|stage| stage.into_stage()).collect();
+    let stages: Vec<stream::Stage> = resolved.stages.into_iter().map(|stage| stage.into_stage()).collect();
     let row = |i: usize| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(i as u64);
@@ -48,8 +55,8 @@ pub(super) fn compare(recipe: &Recipe, out: &Path, device: &Device, seed: u64, c
         max_shard_bytes: u64::MAX,
         device_name: "for the tasks".into(),
     };
-    model::compress(&files, &stages, &set, &options, device, cx)?;
-    let _ = std::fs::remove_dir_all(out.join(model::WORK_DIR));
+    stream::compress(&files, &stages, &set, &options, device, cx)?;
+    let _ = std::fs::remove_dir_all(out.join(stream::WORK_DIR));
 
     let ask = |files: &ModelFiles| accuracies(&Decoder::load(files, device)?, &ASKED, CONTEXT, EXAMPLES, seed);
     cx.progress().begin("asking before and after", 2);
