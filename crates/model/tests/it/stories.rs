@@ -67,12 +67,11 @@ fn the_model_that_ships_is_small_and_has_learnt() {
     let dir = kindling_model::assets::tiny();
     let bytes: u64 = std::fs::read_dir(&dir).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
     assert!(bytes <= 8_000_000, "{bytes} bytes");
-    let files = kindling_model::ModelFiles::open(&dir).unwrap();
-    let model = kindling_model::Decoder::load(&files, &device()).unwrap();
-    let tokenizer = kindling_model::tokenizer::Tokenizer::open(&dir).unwrap();
+    let model = load(&dir);
+    let tokenizer = Tokenizer::open(&dir).unwrap();
     let text = "She looked at the little house, and said that she would go in. ".repeat(4);
     let ids = tokenizer.encode_document(&text).unwrap();
-    let found = kindling_model::evaluate::perplexity(&model, &ids, 32, |_| {}).unwrap();
+    let found = perplexity(&model, &ids, 32, |_| {}).unwrap();
     // 4096 would be a guess.
     assert!(found.perplexity < 60.0, "{}", found.perplexity);
 }
