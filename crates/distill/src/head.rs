@@ -54,46 +54,31 @@ pub fn fused_head(
     loss: &dyn DistillLoss,
     chunk: usize,
 ) -> Result<HeadGradients> {
-    let [tokens, hidden] = states.dims();
-    let [vocabulary, _] = head.matrix.dims();
-    let device = states.device();
-    check(tokens, vocabulary, teacher, scored, loss)?;
-    let own = token_weights(teacher, scored, loss, chunk)?;
-    let scored = &Scored { weights: own.as_deref().or(scored.weights), ..*scored };
+    let ([_, hidden], [vocabulary, _], device) = (states.dims(), head.matrix.dims(), states.device());
     let mut total = 0.0;
-    let mut state_parts = Vec::with_capacity(tokens.div_ceil(chunk.max(1)));
+    let mut state_parts = Vec::new();
     let mut matrix = Tensor::<2>::zeros([vocabulary, hidden], &device);
-    let factor = if scored.normaliser > 0.0 { 1.0 / scored.normaliser } else { 0.0 };
-    for start in (0..tokens).step_by(chunk.max(1)) {
-        let end = (start + chunk.max(1)).min(tokens);
-        let weights = scored.weights.map(|w| &w[start..end]);
-        if weights.is_some_and(|w| w.iter().all(|&w| w == 0.0)) {
-            state_parts.push(Tensor::zeros([end - start, hidden], &device));
-            continue;
+    let factor = scored.factor();
+    by_chunks(&states, head, teacher, scored, loss, chunk, |part| {
+        let count = part.labels.dims()[0];
+        if part.weights.is_some_and(|w| w.iter().all(|&w| w == 0.0)) {
+            state_parts.push(Tensor::zeros([count, hidden], &device));
+            return Ok(());
         }
-        let rows = states.clone().slice(s![start..end, ..]);
-        let logits = head.logits(rows.clone());
-        let teacher = teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..])));
-        let ids: Vec<i32> = scored.labels[start..end].iter().map(|&id| id as i32).collect();
-        let labels = Tensor::<1, Int>::from_data(TensorData::new(ids, [end - start]), &device);
         // The slope of the cap is a function of the capped logits.
-        let slope = head.softcap.map(|cap| logits.clone().div_scalar(cap).square().neg().add_scalar(1.0));
-        let (losses, mut gradient) = loss.rows(logits, teacher, labels)?;
+        let slope = head.softcap.map(|cap| part.logits.clone().div_scalar(cap).square().neg().add_scalar(1.0));
+        let (losses, mut gradient) = loss.rows(part.logits, part.teacher, part.labels)?;
         if let Some(slope) = slope {
             gradient = gradient * slope;
         }
-        let losses = host(losses)?;
-        total += match weights {
-            Some(weights) => {
-                let column = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [end - start, 1]), &device);
-                gradient = gradient * column;
-                losses.iter().zip(weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>()
-            }
-            None => losses.iter().map(|&l| f64::from(l)).sum::<f64>(),
-        };
+        if let Some(weights) = part.weights {
+            gradient = gradient * Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [count, 1]), &device);
+        }
+        total += weighted_sum(&host(losses)?, part.weights);
         state_parts.push(gradient.clone().matmul(head.matrix.clone()).mul_scalar(factor));
-        matrix = matrix + gradient.transpose().matmul(rows);
-    }
+        matrix = matrix.clone() + gradient.transpose().matmul(part.states);
+        Ok(())
+    })?;
     let states = if state_parts.is_empty() { states.zeros_like() } else { Tensor::cat(state_parts, 0) };
     Ok(HeadGradients { loss: total * factor, states, matrix: matrix.mul_scalar(factor) })
 }
@@ -107,26 +92,64 @@ pub fn head_loss(
     loss: &dyn DistillLoss,
     chunk: usize,
 ) -> Result<f64> {
-    let [tokens, _] = states.dims();
-    let [vocabulary, _] = head.matrix.dims();
-    let device = states.device();
+    let mut total = 0.0;
+    by_chunks(&states, head, teacher, scored, loss, chunk, |part| {
+        total += weighted_sum(&host(loss.rows(part.logits, part.teacher, part.labels)?.0)?, part.weights);
+        Ok(())
+    })?;
+    Ok(total * scored.factor())
+}
+
+impl Scored<'_> {
+    /// What sums are multiplied by; 0 where nothing counts.
+    fn factor(&self) -> f64 {
+        if self.normaliser > 0.0 { 1.0 / self.normaliser } else { 0.0 }
+    }
+}
+
+/// Some rows with their logits.
+struct Part<'a> {
+    states: Tensor<2>,
+    logits: Tensor<2>,
+    teacher: Option<Tensor<2>>,
+    labels: Tensor<1, Int>,
+    weights: Option<&'a [f32]>,
+}
+
+/// Checks, weighs the tokens, and hands out the rows `chunk` at a time.
+fn by_chunks(
+    states: &Tensor<2>,
+    head: &OutputHead,
+    teacher: Option<&TeacherStates>,
+    scored: &Scored<'_>,
+    loss: &dyn DistillLoss,
+    chunk: usize,
+    mut each: impl FnMut(Part<'_>) -> Result<()>,
+) -> Result<()> {
+    let ([tokens, _], [vocabulary, _], device) = (states.dims(), head.matrix.dims(), states.device());
     check(tokens, vocabulary, teacher, scored, loss)?;
     let own = token_weights(teacher, scored, loss, chunk)?;
-    let scored = &Scored { weights: own.as_deref().or(scored.weights), ..*scored };
-    let mut total = 0.0;
+    let weights = own.as_deref().or(scored.weights);
     for start in (0..tokens).step_by(chunk.max(1)) {
         let end = (start + chunk.max(1)).min(tokens);
-        let logits = head.logits(states.clone().slice(s![start..end, ..]));
-        let teacher = teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..])));
+        let rows = states.clone().slice(s![start..end, ..]);
         let ids: Vec<i32> = scored.labels[start..end].iter().map(|&id| id as i32).collect();
-        let labels = Tensor::<1, Int>::from_data(TensorData::new(ids, [end - start]), &device);
-        let losses = host(loss.rows(logits, teacher, labels)?.0)?;
-        total += match scored.weights {
-            Some(w) => losses.iter().zip(&w[start..end]).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum::<f64>(),
-            None => losses.iter().map(|&l| f64::from(l)).sum::<f64>(),
-        };
+        each(Part {
+            logits: head.logits(rows.clone()),
+            states: rows,
+            teacher: teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..]))),
+            labels: Tensor::from_data(TensorData::new(ids, [end - start]), &device),
+            weights: weights.map(|w| &w[start..end]),
+        })?;
     }
-    Ok(if scored.normaliser > 0.0 { total / scored.normaliser } else { 0.0 })
+    Ok(())
+}
+
+fn weighted_sum(losses: &[f32], weights: Option<&[f32]>) -> f64 {
+    match weights {
+        Some(weights) => losses.iter().zip(weights).map(|(l, w)| f64::from(*l) * f64::from(*w)).sum(),
+        None => losses.iter().map(|&l| f64::from(l)).sum(),
+    }
 }
 
 /// What the tokens count if the loss weighs them by the teacher: given weights times the teacher's, whose mean over the

@@ -165,11 +165,17 @@ fn every() -> Vec<Box<dyn DistillLoss>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn gradients_are_slopes(student in prop::collection::vec(-3.0f32..3.0, 6), teacher in prop::collection::vec(-3.0f32..3.0, 6)) {
-        for loss in every() {
+        let softmax = |z: &[f32]| -> Vec<f32> {
+            let sum: f32 = z.iter().map(|z| z.exp()).sum();
+            z.iter().map(|z| z.exp() / sum).collect()
+        };
+        // Total variation has a kink where both probabilities are the same: a difference across it is no slope.
+        let kink = softmax(&student).iter().zip(softmax(&teacher)).any(|(q, p)| (q - p).abs() < 0.02);
+        for loss in every().into_iter().filter(|loss| !(kink && loss.name() == "total-variation")) {
             let (value, gradient) = run(&*loss, &[&student], &[&teacher], &[2]);
             prop_assert!(value[0] >= -1e-6, "{} is {}", loss.name(), value[0]);
             // Components of a gradient with respect to logits always sum to zero.
