@@ -41,7 +41,7 @@ pub fn score(model: &Decoder, examples: &[Example], batch: usize, mut each: impl
     if model.spec().vocab_size < SIZE {
         let found = model.spec().vocab_size;
         return Err(ModelError::Input(format!(
-            "the tasks need a model with their vocabulary of {SIZE} tokens, this one has {found}: see the model that ships"
+            "the tasks need a model with their vocabulary of {SIZE} tokens, this one has {found}: train one by recipes/pretrain/tasks.toml"
         )));
     }
     let mut total = TaskScore::default();

@@ -1,4 +1,4 @@
-//! What the recipe does to the model of long-context tasks that ships: the second half of a run without `--model`.
+//! What the recipe does to the model of long-context tasks that ships: the second half of a run without `--model`, where that model is there.
 
 use std::path::Path;
 
