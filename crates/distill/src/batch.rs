@@ -91,45 +91,19 @@ fn permuted(i: u64, n: u64, key: u64) -> u64 {
     }
 }
 
-/// Makes a row from its own random numbers: a generated task, for example.
-pub type MakeRow = Arc<dyn Fn(&mut ChaCha8Rng) -> Row + Send + Sync>;
-
-/// Rows of a text, mixed with rows that are made.
-#[derive(Clone)]
-pub struct Mixture {
+/// Windows of a text, so many in a step.
+#[derive(Debug, Clone)]
+pub struct TextBatches {
     /// The text.
-    pub text: Option<TokenWindows>,
-    /// Makes the other rows.
-    pub made: Option<MakeRow>,
-    /// The share of rows that are made, if there is a text as well.
-    pub share: f64,
+    pub text: TokenWindows,
     /// Rows of a step.
     pub rows: usize,
-    /// Chooses.
-    pub seed: u64,
 }
 
-impl Batches for Mixture {
+impl Batches for TextBatches {
     fn rows(&self, step: u64) -> Vec<Row> {
-        let row = |i: usize| {
-            let n = step * self.rows as u64 + i as u64;
-            let mut rng = ChaCha8Rng::seed_from_u64(self.seed ^ 0x6d69_7874_7572_6531);
-            rng.set_stream(n);
-            let made = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 <= self.share;
-            match (&self.text, &self.made) {
-                (Some(text), Some(make)) => {
-                    if made {
-                        make(&mut rng)
-                    } else {
-                        text.window(n)
-                    }
-                }
-                (Some(text), None) => text.window(n),
-                (None, Some(make)) => make(&mut rng),
-                (None, None) => Row::plain(Vec::new()),
-            }
-        };
-        (0..self.rows).map(row).collect()
+        let first = step * self.rows as u64;
+        (first..first + self.rows as u64).map(|n| self.text.window(n)).collect()
     }
 }
 
@@ -168,12 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn a_mixture_keeps_its_share_and_depends_on_the_step_only() {
-        let text = TokenWindows::new((0..5000).collect::<Vec<u32>>(), 8, 1);
-        let mixture =
-            Mixture { text, made: Some(Arc::new(|_| Row::plain(vec![9_999; 9]))), share: 0.25, rows: 40, seed: 5 };
-        let made = (0..50).flat_map(|step| mixture.rows(step)).filter(|row| row.ids[0] == 9_999).count();
-        assert!((400..600).contains(&made), "{made} of 2000");
-        assert_eq!(mixture.rows(7), mixture.rows(7));
+    fn a_step_goes_on_where_the_last_one_ended() {
+        let text = TokenWindows::new((0..5000).collect::<Vec<u32>>(), 8, 1).unwrap();
+        let batches = TextBatches { text: text.clone(), rows: 3 };
+        let seen: Vec<Row> = (0..4).flat_map(|step| batches.rows(step)).collect();
+        assert_eq!(seen, (0..12).map(|n| text.window(n)).collect::<Vec<_>>());
     }
 }

@@ -3,11 +3,11 @@
 //! Source: Hsu et al., "Liger Kernel", arXiv 2410.10989 (the chunking); the gradients are written out, so nothing of this
 //! takes part in autodiff: the caller sends [`HeadGradients::states`] back through the blocks.
 
-use burn::tensor::{Int, Tensor, TensorData, s};
+use burn::tensor::{Tensor, TensorData, s};
 use kindling_core::OutputHead;
 
 use crate::error::{DistillError, Result};
-use crate::loss::{DistillLoss, Weighting};
+use crate::loss::{DistillLoss, Logits, Weighting};
 
 /// What one pass over the head gives.
 pub struct HeadGradients {
@@ -15,8 +15,8 @@ pub struct HeadGradients {
     pub loss: f64,
     /// With respect to the states, `[tokens, hidden]`.
     pub states: Tensor<2>,
-    /// With respect to the output matrix, `[vocabulary, hidden]`.
-    pub matrix: Tensor<2>,
+    /// With respect to the output matrix, `[vocabulary, hidden]`, if it was wanted.
+    pub matrix: Option<Tensor<2>>,
 }
 
 /// The teacher's side of the same tokens.
@@ -43,6 +43,7 @@ pub fn chunk_rows(tokens: usize, vocabulary: usize, hidden: usize) -> usize {
 }
 
 /// Loss and gradients of `states` `[tokens, hidden]`, `chunk` rows at a time. Tensors must not be tracked by autodiff.
+/// A third of the products is for the gradient of the output matrix: leave it out where that does not learn.
 ///
 /// # Errors
 /// The teacher has other tokens or another vocabulary, or is missing although the loss needs it.
@@ -53,21 +54,22 @@ pub fn fused_head(
     scored: &Scored<'_>,
     loss: &dyn DistillLoss,
     chunk: usize,
+    want_matrix: bool,
 ) -> Result<HeadGradients> {
     let ([_, hidden], [vocabulary, _], device) = (states.dims(), head.matrix.dims(), states.device());
     let mut total = 0.0;
     let mut state_parts = Vec::new();
-    let mut matrix = Tensor::<2>::zeros([vocabulary, hidden], &device);
+    let mut matrix = want_matrix.then(|| Tensor::<2>::zeros([vocabulary, hidden], &device));
     let factor = scored.factor();
     by_chunks(&states, head, teacher, scored, loss, chunk, |part| {
-        let count = part.labels.dims()[0];
+        let count = part.logits.labels.dims()[0];
         if part.weights.is_some_and(|w| w.iter().all(|&w| w == 0.0)) {
             state_parts.push(Tensor::zeros([count, hidden], &device));
             return Ok(());
         }
         // The slope of the cap is a function of the capped logits.
-        let slope = head.softcap.map(|cap| part.logits.clone().div_scalar(cap).square().neg().add_scalar(1.0));
-        let (losses, mut gradient) = loss.rows(part.logits, part.teacher, part.labels)?;
+        let slope = head.softcap.map(|cap| part.logits.student.clone().div_scalar(cap).square().neg().add_scalar(1.0));
+        let (losses, mut gradient) = loss.rows(part.logits)?;
         if let Some(slope) = slope {
             gradient = gradient * slope;
         }
@@ -76,11 +78,13 @@ pub fn fused_head(
         }
         total += weighted_sum(&host(losses)?, part.weights);
         state_parts.push(gradient.clone().matmul(head.matrix.clone()).mul_scalar(factor));
-        matrix = matrix.clone() + gradient.transpose().matmul(part.states);
+        if let Some(sum) = &mut matrix {
+            *sum = sum.clone() + gradient.transpose().matmul(part.states);
+        }
         Ok(())
     })?;
     let states = if state_parts.is_empty() { states.zeros_like() } else { Tensor::cat(state_parts, 0) };
-    Ok(HeadGradients { loss: total * factor, states, matrix: matrix.mul_scalar(factor) })
+    Ok(HeadGradients { loss: total * factor, states, matrix: matrix.map(|sum| sum.mul_scalar(factor)) })
 }
 
 /// The loss alone, without gradients of states or matrix.
@@ -94,7 +98,7 @@ pub fn head_loss(
 ) -> Result<f64> {
     let mut total = 0.0;
     by_chunks(&states, head, teacher, scored, loss, chunk, |part| {
-        total += weighted_sum(&host(loss.rows(part.logits, part.teacher, part.labels)?.0)?, part.weights);
+        total += weighted_sum(&host(loss.rows(part.logits)?.0)?, part.weights);
         Ok(())
     })?;
     Ok(total * scored.factor())
@@ -110,9 +114,7 @@ impl Scored<'_> {
 /// Some rows with their logits.
 struct Part<'a> {
     states: Tensor<2>,
-    logits: Tensor<2>,
-    teacher: Option<Tensor<2>>,
-    labels: Tensor<1, Int>,
+    logits: Logits,
     weights: Option<&'a [f32]>,
 }
 
@@ -134,13 +136,12 @@ fn by_chunks(
         let end = (start + chunk.max(1)).min(tokens);
         let rows = states.clone().slice(s![start..end, ..]);
         let ids: Vec<i32> = scored.labels[start..end].iter().map(|&id| id as i32).collect();
-        each(Part {
-            logits: head.logits(rows.clone()),
-            states: rows,
+        let logits = Logits {
+            student: head.logits(rows.clone()),
             teacher: teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..]))),
             labels: Tensor::from_data(TensorData::new(ids, [end - start]), &device),
-            weights: weights.map(|w| &w[start..end]),
-        })?;
+        };
+        each(Part { states: rows, logits, weights: weights.map(|w| &w[start..end]) })?;
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ pub mod store;
 pub mod trainer;
 
 pub use adamw::AdamW;
-pub use batch::{Batches, Mixture, Row, TokenWindows};
+pub use batch::{Batches, Row, TextBatches, TokenWindows};
 pub use error::{DistillError, Result};
-pub use loss::DistillLoss;
+pub use loss::{DistillLoss, Logits};
 pub use schedule::{Decay, Schedule};
 pub use trainer::{Snapshot, StepReport, TrainOptions, Trainer};

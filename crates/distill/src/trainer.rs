@@ -202,11 +202,6 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         &self.model
     }
 
-    /// The model, to write it out.
-    pub fn model_mut(&mut self) -> &mut M {
-        &mut self.model
-    }
-
     /// Ends training.
     pub fn into_model(self) -> M {
         self.model
@@ -324,10 +319,11 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         let teacher = self.teacher_states(&ids)?;
         let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight };
         let head = inner_head(model);
+        let output = self.slots.iter().position(|slot| slot.name == model.output_parameter());
         let score = |states: Tensor<3>| {
             let states = flat(states.inner());
             let chunk = self.chunk(&states);
-            fused_head(states, &head, teacher.as_ref(), &scored, &*self.loss, chunk)
+            fused_head(states, &head, teacher.as_ref(), &scored, &*self.loss, chunk, output.is_some())
         };
         let (loss, matrix) = if self.options.checkpoint_blocks {
             backward_by_blocks(model, &ids, leaves, &mut sums, score)?
@@ -337,7 +333,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             backward(&states, found.states, leaves, &mut sums);
             (found.loss, found.matrix)
         };
-        if let Some(output) = self.slots.iter().position(|slot| slot.name == model.output_parameter()) {
+        if let (Some(output), Some(matrix)) = (output, matrix) {
             add(&mut sums[output], Values::Matrix(matrix));
         }
         Ok((loss, sums))
@@ -592,7 +588,7 @@ fn backward_by_blocks(
     leaves: &[Values],
     sums: &mut [Option<Values>],
     score: impl FnOnce(Tensor<3>) -> Result<crate::head::HeadGradients>,
-) -> Result<(f64, Tensor<2>)> {
+) -> Result<(f64, Option<Tensor<2>>)> {
     let embedded = model.embed(ids)?;
     let mut inputs = vec![embedded.clone().inner()];
     for index in 0..model.block_count() {

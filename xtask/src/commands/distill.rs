@@ -21,6 +21,7 @@ pub(crate) fn run(args: &Distill, device_name: DeviceName) -> Result<()> {
     if args.from_scratch {
         model.randomize(&kindling_core::Cx::new(args.training.seed));
     }
-    let pupil = Pupil { files, model, adapter: None, merge: false, kept: args.keep_blocks.clone(), masked: false };
+    let (kept, from_scratch) = (args.keep_blocks.clone(), args.from_scratch);
+    let pupil = Pupil { files, model, adapter: None, merge: false, kept, from_scratch, masked: false };
     teach(pupil, Some(&teacher), &args.training, &device)
 }

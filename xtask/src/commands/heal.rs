@@ -29,6 +29,7 @@ pub(crate) fn run(args: &Heal, device_name: DeviceName) -> Result<()> {
             Some(config)
         }
     };
-    let pupil = Pupil { files, model, adapter, merge: args.merge, kept: Vec::new(), masked: args.masked };
+    let (merge, masked) = (args.merge, args.masked);
+    let pupil = Pupil { files, model, adapter, merge, kept: Vec::new(), from_scratch: false, masked };
     teach(pupil, teacher.as_ref(), &args.training, &device)
 }

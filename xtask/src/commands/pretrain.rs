@@ -26,7 +26,7 @@ use crate::report::format::count;
 use crate::tasks::{Accuracy, accuracies};
 use crate::training::config::{Pretraining, TokenizerPart};
 use crate::training::texts::{self, Named};
-use crate::training::{curve, run};
+use crate::training::{curve, folder, run};
 use crate::{output, progress, signal};
 
 /// Rows that an evaluation scores at a time.
@@ -68,9 +68,6 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     }
     let (learnt, held_out) =
         if tasks.is_empty() { texts::read(&args.text, &args.hold_out)? } else { Default::default() };
-    prepare(args, &config)?;
-    let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
-
     let longest = config.stage.iter().map(|stage| stage.length).max().unwrap_or(0);
     let positions = config.model.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
     let positions = positions.map_or(longest, |positions| positions as usize);
@@ -80,12 +77,21 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
             args.config.display()
         )));
     }
+    let identity = json!({
+        "configuration": config,
+        "text": folder::digest(learnt.iter().map(|(_, text)| text)),
+    });
+    folder::prepare(&args.out, &identity, args.resume, args.force)?;
+    let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
+
     match config.tokenizer {
         _ if args.out.join("tokenizer.json").exists() => {}
         TokenizerPart::Learnt { vocab_size } => {
             cx.progress().note("learning the tokenizer");
             let documents = learnt.iter().map(|(_, text)| text.as_str());
-            train_byte_level_bpe(documents, vocab_size, positions, &args.out).or_user()?;
+            train_byte_level_bpe(documents, vocab_size, positions, &args.out)
+                .inspect_err(|_| folder::abandon(&args.out))
+                .or_user()?;
         }
         TokenizerPart::Tasks { .. } => write_tokenizer(&args.out, positions)?,
     }
@@ -204,34 +210,6 @@ impl Batches for Tasks {
         };
         (0..stage.rows).map(row).collect()
     }
-}
-
-/// The output folder: a new one, or one with a run of the same configuration to go on with.
-fn prepare(args: &Pretrain, config: &Pretraining) -> Result<()> {
-    let out = args.out.display();
-    let kept = args.out.join("pretrain.toml");
-    let text = toml::to_string(config)?;
-    // Without a tokenizer a run ended before it began.
-    let begun = kept.exists() && args.out.join("tokenizer.json").exists();
-    match (begun, args.resume, args.force) {
-        (true, true, _) => {
-            let earlier = fs::read_to_string(&kept).with_context(|| kept.display().to_string()).or_user()?;
-            if earlier != text {
-                return Err(user(format!("{out} holds a run with another configuration: --resume needs the same one")));
-            }
-            return Ok(());
-        }
-        (true, false, false) => {
-            return Err(user(format!("{out} holds a run: --resume goes on with it, --force starts anew")));
-        }
-        (true, false, true) => fs::remove_dir_all(&args.out).with_context(|| out.to_string()).or_user()?,
-        (false, _, _) if !kept.exists() && args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some()) => {
-            return Err(user(format!("{out} holds other files: choose another folder with --out")));
-        }
-        (false, _, _) => {}
-    }
-    fs::create_dir_all(&args.out).with_context(|| out.to_string()).or_user()?;
-    Ok(atomic_write(kept, text.as_bytes())?)
 }
 
 /// The model before its first step. Its weights depend on the configuration and the seed alone.

@@ -1,4 +1,5 @@
-//! Where a training run keeps its state: one folder per checkpoint, complete or absent, the last two kept.
+//! Where a training run keeps its state: what it is a function of, and one folder per checkpoint, complete or absent, the
+//! last two kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,61 @@ use kindling_distill::Snapshot;
 use kindling_distill::trainer::{Place, SavedTensor};
 use kindling_model::checkpoint::atomic::atomic_write;
 use kindling_model::checkpoint::{Checkpoint, DType, OutTensor, Writer, WriterOptions};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
-use crate::error::user;
+use crate::error::{OrUser, user};
 
 const KEPT: usize = 2;
+/// Holds everything that the weights of a run are a function of.
+const IDENTITY: &str = "run.json";
+
+/// Makes `out` ready for a run: empty, or with an earlier part of the same run and `resume`.
+///
+/// `identity` names what the run is a function of; another one cannot go on.
+pub(crate) fn prepare(out: &Path, identity: &Value, resume: bool, force: bool) -> Result<()> {
+    let (dir, path) = (out.display(), out.join(IDENTITY));
+    let used = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    if used && !path.exists() {
+        return Err(user(format!("{dir} holds other files: choose another folder with --out")));
+    }
+    if used && resume {
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string()).or_user()?;
+        let earlier: Value =
+            serde_json::from_str(&text).map_err(|error| user(format!("{}: {error}", path.display())))?;
+        let changed = identity.as_object().into_iter().flatten().find(|(key, value)| earlier.get(key) != Some(value));
+        return match changed {
+            Some((key, _)) => {
+                Err(user(format!("{dir} holds a run with another `{key}`: --resume needs the same as before")))
+            }
+            None => Ok(()),
+        };
+    }
+    if used && !force {
+        return Err(user(format!("{dir} holds a run: --resume goes on with it, --force starts anew")));
+    }
+    if used {
+        fs::remove_dir_all(out).with_context(|| dir.to_string()).or_user()?;
+    }
+    fs::create_dir_all(out).with_context(|| dir.to_string()).or_user()?;
+    Ok(atomic_write(path, format!("{identity:#}\n").as_bytes())?)
+}
+
+/// Takes back what [`prepare`] did, for a run that ends before it has begun.
+pub(crate) fn abandon(out: &Path) {
+    // Both fail where there is more to keep, and the error that led here is the one to report.
+    let _ = fs::remove_file(out.join(IDENTITY)).and_then(|()| fs::remove_dir(out));
+}
+
+/// Hash of texts, for the identity of a run.
+pub(crate) fn digest(parts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.as_ref().len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// The checkpoints of a run.
 pub(crate) struct Checkpoints {

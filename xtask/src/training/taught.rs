@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use kindling_core::{Cx, LanguageModel};
 use kindling_distill::loss::{LossOptions, build};
-use kindling_distill::{AdamW, Decay, Mixture, Schedule, TokenWindows, TrainOptions, Trainer};
+use kindling_distill::{AdamW, Decay, Schedule, TextBatches, TokenWindows, TrainOptions, Trainer};
 use kindling_model::adapter::{self, AdapterConfig};
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
@@ -16,7 +16,7 @@ use kindling_model::{Decoder, ModelFiles};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{curve, run, texts};
+use super::{curve, folder, run, texts};
 use crate::cli::Training;
 use crate::error::{OrUser, user};
 use crate::report::format::{count, number};
@@ -36,6 +36,8 @@ pub(crate) struct Pupil {
     pub merge: bool,
     /// Which blocks of the checkpoint it has, if not all.
     pub kept: Vec<usize>,
+    /// Its weights were forgotten.
+    pub from_scratch: bool,
     /// Pruned weights stay zero.
     pub masked: bool,
 }
@@ -90,7 +92,27 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     let text = TokenWindows::new(ids, args.length, args.seed)
         .with_context(|| format!("the text is shorter than one row of {} tokens", args.length))
         .or_user()?;
-    prepare(args)?;
+    let texts_of = |texts: &[texts::Named]| folder::digest(texts.iter().map(|(_, text)| text));
+    let weights = |files: &ModelFiles| files.checkpoint().fingerprint();
+    let identity = json!({
+        "model": weights(&pupil.files)?,
+        "blocks": pupil.kept,
+        "from_scratch": pupil.from_scratch,
+        "teacher": teacher.filter(|_| loss.needs_teacher()).map(weights).transpose()?,
+        "adapter": pupil.adapter,
+        "masked": pupil.masked,
+        "text": texts_of(&learnt),
+        "loss": options,
+        "steps": args.steps,
+        "rows": args.rows,
+        "length": args.length,
+        "micro_rows": args.micro_rows,
+        "rate": args.rate,
+        "warmup": args.warmup,
+        "clip": args.clip,
+        "seed": args.seed,
+    });
+    folder::prepare(&args.out, &identity, args.resume, args.force)?;
     let cx = Cx::new(args.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
     let teacher = match teacher.filter(|_| loss.needs_teacher() || held.is_some()) {
@@ -127,7 +149,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     }
     let trained: usize = trainer.trained().map(|(_, size)| size).sum();
     cx.progress().note(&format!("{} parameters learn", count(trained as u64)));
-    let data = Mixture { text: Some(text), made: None, share: 0.0, rows: args.rows, seed: args.seed };
+    let data = TextBatches { text, rows: args.rows };
     let plan = run::Plan {
         out: &args.out,
         steps: args.steps as u64,
@@ -183,23 +205,6 @@ fn held_out(args: &Training, tokenizer: &kindling_model::tokenizer::Tokenizer) -
     windows(&ids, WINDOW).map_err(|error| user(format!("{name}: {error}")))?;
     ids.truncate(args.eval_windows * WINDOW);
     Ok(Some(ids))
-}
-
-/// An empty folder, or one with a run to go on with.
-fn prepare(args: &Training) -> Result<()> {
-    let out = args.out.display();
-    let begun = args.out.join("log.jsonl").exists();
-    let used = args.out.read_dir().is_ok_and(|mut dir| dir.next().is_some());
-    if used && !begun {
-        return Err(user(format!("{out} holds other files: choose another folder with --out")));
-    }
-    if begun && !args.resume && !args.force {
-        return Err(user(format!("{out} holds a run: --resume goes on with it, --force starts anew")));
-    }
-    if begun && args.force {
-        fs::remove_dir_all(&args.out).with_context(|| out.to_string()).or_user()?;
-    }
-    fs::create_dir_all(&args.out).with_context(|| out.to_string()).or_user()
 }
 
 /// A whole checkpoint: weights in the type of the source, its configuration and its tokenizer.

@@ -133,7 +133,11 @@ fn a_run_that_was_killed_goes_on_as_if_nothing_had_been() {
     assert!(weights(&out) == weights(&whole), "the weights differ");
     // Another configuration cannot go on.
     fs::write(&school.config, CONFIG.replace("rate = 1e-2", "rate = 2e-2")).unwrap();
-    assert!(xtask(&school.arguments(&out, &["--resume"])).mistake().contains("another configuration"));
+    assert!(xtask(&school.arguments(&out, &["--resume"])).mistake().contains("another `configuration`"));
+    // Nor another text.
+    fs::write(&school.config, CONFIG).unwrap();
+    school.desk.file("texts/a.txt", TEXT.repeat(41));
+    assert!(xtask(&school.arguments(&out, &["--resume"])).mistake().contains("another `text`"));
 }
 
 #[test]
@@ -207,6 +211,8 @@ fn half_of_a_model_learns_from_the_whole() {
     let config: Value = serde_json::from_str(&fs::read_to_string(format!("{out}/config.json")).unwrap()).unwrap();
     assert_eq!(config["num_hidden_layers"], 1);
 
+    let other_loss = xtask(&[&base[..], &short, &["--keep-blocks", "1", "--loss", "reverse-kl", "--resume"]].concat());
+    assert!(other_loss.mistake().contains("another `loss`"));
     let again = xtask(&[&base[..], &short, &["--keep-blocks", "7", "--force"]].concat()).mistake();
     assert!(again.contains("blocks 0 to 1"), "{again}");
     let other = school.desk.model_with_tokenizer("other");

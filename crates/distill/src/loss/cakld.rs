@@ -6,7 +6,7 @@
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
 
-use super::{DistillLoss, LossEntry, Survey, Weighting};
+use super::{DistillLoss, Logits, LossEntry, Survey, Weighting};
 use crate::error::Result;
 
 /// What lists show.
@@ -30,14 +30,9 @@ impl DistillLoss for Cakld {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let gamma = self.gamma.clamp(0.0, 1.0);
-        Survey { forward: 1.0 - gamma, reverse: gamma, weighting: Weighting::Uniform }.rows(student, teacher, labels)
+        Survey { forward: 1.0 - gamma, reverse: gamma, weighting: Weighting::Uniform }.rows(logits)
     }
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Source for the latter: Kim & Rush, "Sequence-Level Knowledge Distillation", arXiv 1606.07947.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use kindling_tensor_backend::ops::cross_entropy;
 
-use super::{DistillLoss, LossEntry};
+use super::{DistillLoss, Logits, LossEntry};
 use crate::error::Result;
 
 /// What lists show.
@@ -30,7 +30,7 @@ impl DistillLoss for CrossEntropy {
         false
     }
 
-    fn rows(&self, student: Tensor<2>, _: Option<Tensor<2>>, labels: Tensor<1, Int>) -> Result<(Tensor<1>, Tensor<2>)> {
-        Ok(cross_entropy(student, labels))
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        Ok(cross_entropy(logits.student, logits.labels))
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, LossEntry, column, log_distributions};
+use super::{DistillLoss, Logits, LossEntry, column, log_distributions};
 use crate::error::Result;
 
 /// What lists show.
@@ -25,13 +25,8 @@ impl DistillLoss for ForwardKl {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        _: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
-        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        let [log_p, log_q] = log_distributions(self.name(), logits)?;
         let p = log_p.clone().exp();
         let loss = (p.clone() * (log_p - log_q.clone())).sum_dim(1);
         Ok((column(loss), log_q.exp() - p))

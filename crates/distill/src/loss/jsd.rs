@@ -3,9 +3,9 @@
 //! Source: Agarwal et al., "On-Policy Distillation of Language Models", arXiv 2306.13649. Divided by β it tends to the
 //! forward divergence for β → 0; at the ends the value itself is 0, so there the limits take its place.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, ForwardKl, LossEntry, ReverseKl, column, log_add, log_distributions};
+use super::{DistillLoss, ForwardKl, Logits, LossEntry, ReverseKl, column, log_add, log_distributions};
 use crate::error::Result;
 
 /// What lists show.
@@ -29,20 +29,15 @@ impl DistillLoss for Jsd {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let beta = self.beta;
         if beta == 0.0 {
-            return ForwardKl.rows(student, teacher, labels);
+            return ForwardKl.rows(logits);
         }
         if beta == 1.0 {
-            return ReverseKl.rows(student, teacher, labels);
+            return ReverseKl.rows(logits);
         }
-        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+        let [log_p, log_q] = log_distributions(self.name(), logits)?;
         let log_m = log_add(log_p.clone().add_scalar(beta.ln()), log_q.clone().add_scalar((1.0 - beta).ln()));
         let (q, ratio) = (log_q.clone().exp(), log_q - log_m.clone());
         let of_teacher = (log_p.clone().exp() * (log_p - log_m)).sum_dim(1);

@@ -1,8 +1,8 @@
 //! A weighted sum of losses: half cross-entropy and half distillation, for example.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, Weighting};
+use super::{DistillLoss, Logits, Weighting};
 use crate::error::{DistillError, Result};
 
 /// Losses with their weights.
@@ -24,15 +24,10 @@ impl DistillLoss for Mix {
         self.parts.iter().map(|(_, loss)| loss.weighting()).find(|&w| w != Weighting::Uniform).unwrap_or_default()
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let mut sum: Option<(Tensor<1>, Tensor<2>)> = None;
         for (weight, part) in &self.parts {
-            let (loss, gradient) = part.rows(student.clone(), teacher.clone(), labels.clone())?;
+            let (loss, gradient) = part.rows(logits.clone())?;
             let (loss, gradient) = (loss.mul_scalar(*weight), gradient.mul_scalar(*weight));
             sum = Some(match sum {
                 None => (loss, gradient),

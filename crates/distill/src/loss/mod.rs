@@ -52,14 +52,18 @@ pub trait DistillLoss: Send + Sync {
     }
 
     /// The loss of every row `[rows]` and its gradient with respect to the student's logits `[rows, vocabulary]`.
-    ///
-    /// Logits are f32 and not tracked by autodiff; the teacher's have the same shape.
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)>;
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)>;
+}
+
+/// Some rows of logits, `[rows, vocabulary]`, in f32 and not tracked by autodiff.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    /// Of the model that learns.
+    pub student: Tensor<2>,
+    /// Of the teacher, if there is one, in the same shape.
+    pub teacher: Option<Tensor<2>>,
+    /// The next token of every row.
+    pub labels: Tensor<1, Int>,
 }
 
 /// What a token counts, by the teacher's distribution there. Weights are constants with mean 1.
@@ -222,14 +226,11 @@ impl DistillLoss for Tempered {
         self.loss.weighting()
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let t = self.temperature;
-        let (loss, gradient) = self.loss.rows(student.div_scalar(t), teacher.map(|z| z.div_scalar(t)), labels)?;
+        let Logits { student, teacher, labels } = logits;
+        let (student, teacher) = (student.div_scalar(t), teacher.map(|z| z.div_scalar(t)));
+        let (loss, gradient) = self.loss.rows(Logits { student, teacher, labels })?;
         let factor = if self.squared { t * t } else { 1.0 };
         // The chain rule gives one division.
         Ok((loss.mul_scalar(factor), gradient.mul_scalar(factor / t)))
@@ -237,9 +238,9 @@ impl DistillLoss for Tempered {
 }
 
 /// The logarithms of both distributions, `[rows, vocabulary]`: teacher, student.
-fn log_distributions(name: &'static str, student: Tensor<2>, teacher: Option<Tensor<2>>) -> Result<[Tensor<2>; 2]> {
-    let teacher = teacher.ok_or(DistillError::NoTeacher(name))?;
-    Ok([log_softmax(teacher, 1), log_softmax(student, 1)])
+fn log_distributions(name: &'static str, logits: Logits) -> Result<[Tensor<2>; 2]> {
+    let teacher = logits.teacher.ok_or(DistillError::NoTeacher(name))?;
+    Ok([log_softmax(teacher, 1), log_softmax(logits.student, 1)])
 }
 
 /// Sums over the vocabulary, `[rows, 1]` → `[rows]`.

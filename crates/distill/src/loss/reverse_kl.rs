@@ -2,9 +2,9 @@
 //!
 //! Source: Gu et al., "MiniLLM", arXiv 2306.08543 (there over whole sequences; here token by token).
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, LossEntry, column, log_distributions};
+use super::{DistillLoss, Logits, LossEntry, column, log_distributions};
 use crate::error::Result;
 
 /// What lists show.
@@ -25,13 +25,8 @@ impl DistillLoss for ReverseKl {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        _: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
-        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        let [log_p, log_q] = log_distributions(self.name(), logits)?;
         let (q, ratio) = (log_q.clone().exp(), log_q - log_p);
         let loss = (q.clone() * ratio.clone()).sum_dim(1);
         Ok((column(loss.clone()), q * (ratio - loss)))

@@ -3,9 +3,9 @@
 //! Source: Ko et al., "DistiLLM", arXiv 2402.03898. The value here is the divergence itself; the authors' code leaves
 //! out the terms of the teacher alone, with the same gradient.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, ForwardKl, LossEntry, column, log_add, log_distributions, through_softmax};
+use super::{DistillLoss, ForwardKl, Logits, LossEntry, column, log_add, log_distributions, through_softmax};
 use crate::error::Result;
 
 /// What lists show.
@@ -29,17 +29,12 @@ impl DistillLoss for SkewedForwardKl {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        labels: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let alpha = self.alpha;
         if alpha == 0.0 {
-            return ForwardKl.rows(student, teacher, labels);
+            return ForwardKl.rows(logits);
         }
-        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+        let [log_p, log_q] = log_distributions(self.name(), logits)?;
         if alpha == 1.0 {
             return Ok((column(log_q.clone().sum_dim(1)).zeros_like(), log_q.zeros_like()));
         }

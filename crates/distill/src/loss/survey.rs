@@ -4,9 +4,9 @@
 //! gave the temperature. A weight by [`Weighting`](super::Weighting) is the same for both directions; [`weighted`] takes
 //! any two.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Tensor, activation::log_softmax};
 
-use super::{DistillLoss, LossEntry, Weighting, column, log_distributions};
+use super::{DistillLoss, Logits, LossEntry, Weighting, column, log_distributions};
 use crate::error::Result;
 
 /// What lists show.
@@ -41,13 +41,8 @@ impl DistillLoss for Survey {
         self.weighting
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        _: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
-        let logs = log_distributions(self.name(), student, teacher)?;
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        let logs = log_distributions(self.name(), logits)?;
         Ok(both(logs, |x| x.mul_scalar(self.forward), |x| x.mul_scalar(self.reverse)))
     }
 }
@@ -58,11 +53,11 @@ pub fn weighted(
     teacher: Tensor<2>,
     forward: Tensor<1>,
     reverse: Tensor<1>,
-) -> Result<(Tensor<1>, Tensor<2>)> {
+) -> (Tensor<1>, Tensor<2>) {
     let [rows, _] = student.dims();
     let (forward, reverse) = (forward.reshape([rows, 1]), reverse.reshape([rows, 1]));
-    let logs = log_distributions("survey", student, Some(teacher))?;
-    Ok(both(logs, |x| x * forward.clone(), |x| x * reverse.clone()))
+    let logs = [log_softmax(teacher, 1), log_softmax(student, 1)];
+    both(logs, |x| x * forward.clone(), |x| x * reverse.clone())
 }
 
 fn both(

@@ -21,7 +21,8 @@ fn labels(ids: &[i32]) -> Tensor<1, Int> {
 }
 
 fn run(loss: &dyn DistillLoss, student: &[&[f32]], teacher: &[&[f32]], ids: &[i32]) -> (Vec<f32>, Vec<f32>) {
-    let (loss, gradient) = loss.rows(matrix(student), Some(matrix(teacher)), labels(ids)).unwrap();
+    let logits = Logits { student: matrix(student), teacher: Some(matrix(teacher)), labels: labels(ids) };
+    let (loss, gradient) = loss.rows(logits).unwrap();
     (loss.into_data().try_to_vec().unwrap(), gradient.into_data().try_to_vec().unwrap())
 }
 
@@ -85,7 +86,7 @@ fn the_combined_objective_with_weights_of_its_own() {
     let second: [&[f32]; 2] = [&[0.0, 3.0, -1.0, 0.0, 1.0], &[0.5, 2.0, 0.0, -0.5, 1.0]];
     let (student, teacher) = (matrix(&[&STUDENT, second[1]]), matrix(&[&TEACHER, second[0]]));
     let column = |values: [f32; 2]| Tensor::<1>::from_data(values, &device());
-    let (loss, gradient) = survey::weighted(student, teacher, column([0.7, 0.35]), column([0.3 * 0.25, 0.3])).unwrap();
+    let (loss, gradient) = weighted(student, teacher, column([0.7, 0.35]), column([0.3 * 0.25, 0.3]));
     let loss: Vec<f32> = loss.into_data().try_to_vec().unwrap();
     assert_close("sum", &[loss.iter().sum()], &[0.321544], 3e-6);
     let gradient: Vec<f32> = gradient.into_data().try_to_vec().unwrap();
@@ -151,7 +152,10 @@ fn names_and_ranges_are_checked() {
     assert!(error.contains("`forward-kl`"), "{error}");
     assert!(built(LossOptions { beta: 1.5, ..LossOptions::default() }).unwrap_err().contains("`beta`"));
     assert!(built(LossOptions { temperature: 0.0, ..LossOptions::default() }).is_err());
-    let error = ForwardKl.rows(matrix(&[&STUDENT]), None, labels(&[0])).unwrap_err().to_string();
+    let error = ForwardKl
+        .rows(Logits { student: matrix(&[&STUDENT]), teacher: None, labels: labels(&[0]) })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("there is none"), "{error}");
 }
 

@@ -38,7 +38,7 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::loss::{DistillLoss, ForwardKl};
+    use crate::loss::{DistillLoss, ForwardKl, Logits};
 
     const TEACHER: [f32; 5] = [2.0, 1.0, 0.5, -1.0, -2.0];
     const STUDENT: [f32; 5] = [1.0, 1.5, 0.0, 0.0, -1.0];
@@ -71,7 +71,8 @@ mod tests {
         let device = Device::default();
         let row = |values: [f32; 5]| Tensor::<2>::from_data([values], &device);
         let labels = Tensor::<1, Int>::from_data([0], &device);
-        let (whole, slope) = ForwardKl.rows(row(STUDENT), Some(row(TEACHER)), labels).unwrap();
+        let (whole, slope) =
+            ForwardKl.rows(Logits { student: row(STUDENT), teacher: Some(row(TEACHER)), labels }).unwrap();
         assert!((losses[4] - whole.into_scalar::<f32>()).abs() < 2e-6);
         let slope: Vec<f32> = slope.into_data().try_to_vec().unwrap();
         assert!(run(&[0, 1, 2, 3, 4]).1.iter().zip(slope).all(|(a, b)| (a - b).abs() < 2e-6));

@@ -3,9 +3,9 @@
 //! Source: Wen et al., "f-Divergence Minimization for Sequence-Level Knowledge Distillation", arXiv 2307.15190. Its
 //! gradient vanishes where a student is confidently wrong: it trains slowly from scratch.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
-use super::{DistillLoss, LossEntry, column, log_distributions, through_softmax};
+use super::{DistillLoss, Logits, LossEntry, column, log_distributions, through_softmax};
 use crate::error::Result;
 
 /// What lists show.
@@ -26,13 +26,8 @@ impl DistillLoss for TotalVariation {
         ENTRY.name
     }
 
-    fn rows(
-        &self,
-        student: Tensor<2>,
-        teacher: Option<Tensor<2>>,
-        _: Tensor<1, Int>,
-    ) -> Result<(Tensor<1>, Tensor<2>)> {
-        let [log_p, log_q] = log_distributions(self.name(), student, teacher)?;
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        let [log_p, log_q] = log_distributions(self.name(), logits)?;
         let q = log_q.exp();
         let difference = q.clone() - log_p.exp();
         let loss = difference.clone().abs().sum_dim(1).mul_scalar(0.5);

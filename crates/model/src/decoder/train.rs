@@ -1,9 +1,8 @@
 //! The decoder as training sees it: whole rows, no cache, and every weight within reach.
 
 use burn::tensor::{Device, Tensor};
-use kindling_core::{AttendSpec, KvStore, LanguageModel, OutputHead, ParameterMut, Tap};
+use kindling_core::{LanguageModel, OutputHead, ParameterMut, Tap};
 use kindling_tensor_backend::formats::Weight;
-use kindling_tensor_backend::ops::attention;
 
 use super::attention::{Inputs, LatentQuery};
 use super::block::{DecoderBlock, Mlp};
@@ -11,36 +10,8 @@ use super::{Decoder, ForwardCx, Projection, RmsNorm, Rotary, check_rows};
 use crate::checkpoint::{DType, OutTensor, Writer, WriterOptions};
 use crate::config::{BlockNorms, MlpSpec};
 use crate::error::{ModelError, Result};
+use crate::kv::DenseKv;
 use crate::layers::{EMBEDDING, HEAD, block_prefix};
-
-/// Holds the keys and values of one block for the moment between `append` and `attend`.
-#[derive(Default)]
-struct OneBlock(Option<(Tensor<4>, Tensor<4>)>);
-
-impl KvStore for OneBlock {
-    fn len(&self, _: usize) -> usize {
-        0
-    }
-
-    fn append(&mut self, _: usize, keys: Tensor<4>, values: Tensor<4>) -> kindling_core::Result<()> {
-        self.0 = Some((keys, values));
-        Ok(())
-    }
-
-    fn attend(&mut self, _: usize, queries: Tensor<4>, spec: &AttendSpec) -> kindling_core::Result<Tensor<4>> {
-        match self.0.take() {
-            Some((keys, values)) => Ok(attention(queries, keys, values, spec)),
-            None => Err(kindling_core::Error::Invalid("attention before its keys and values".into())),
-        }
-    }
-
-    fn truncate(&mut self, _: usize) -> kindling_core::Result<()> {
-        self.0 = None;
-        Ok(())
-    }
-
-    fn set_padding(&mut self, _: Vec<usize>) {}
-}
 
 impl LanguageModel for Decoder {
     fn vocab_size(&self) -> usize {
@@ -62,18 +33,12 @@ impl LanguageModel for Decoder {
 
     fn block(&self, index: usize, x: Tensor<3>, tap: Option<&mut dyn Tap>) -> kindling_core::Result<Tensor<3>> {
         let rotary = self.angles_for(x.dims()[1]);
-        let mut store = OneBlock::default();
-        let mut cx = ForwardCx { kv: &mut store, layer: 0, rotary: &rotary, tap: None };
-        // A reborrow with the shorter life of the context.
-        match tap {
-            Some(tap) => {
-                let mut seen = Seen(tap);
-                cx.tap = Some(&mut seen);
-                self.blocks[index].forward(x, &mut cx)
-            }
-            None => self.blocks[index].forward(x, &mut cx),
+        let mut kv = DenseKv::new(1, &self.device);
+        let mut cx = ForwardCx { kv: &mut kv, layer: 0, rotary: &rotary, tap: None };
+        if let Some(tap) = tap {
+            cx.tap = Some(tap);
         }
-        .map_err(into_core)
+        self.blocks[index].forward(x, &mut cx).map_err(into_core)
     }
 
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
@@ -95,15 +60,6 @@ impl LanguageModel for Decoder {
             block.parameters_mut(&block_prefix(i), &spec.norms, &mut list);
         }
         list
-    }
-}
-
-/// Passes activations on.
-struct Seen<'a>(&'a mut dyn Tap);
-
-impl Tap for Seen<'_> {
-    fn tap(&mut self, site: &str, x: &Tensor<2>) -> kindling_core::Result<()> {
-        self.0.tap(site, x)
     }
 }
 
