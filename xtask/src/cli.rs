@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Verify(Verify),
     Report(Report),
     Pretrain(Pretrain),
+    Capture(Capture),
     Distill(Distill),
     Heal(Heal),
     RandomCheckpoint(RandomCheckpoint),
@@ -350,21 +351,70 @@ pub(crate) struct Pretrain {
     pub(crate) json: bool,
 }
 
+/// Keep what a teacher says about a text in a file, so that students can learn from it without the teacher.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask capture --teacher ./llama --text books --out llama.store
+  cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
+pub(crate) struct Capture {
+    /// Directory of the teacher's checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) teacher: PathBuf,
+    /// A text in UTF-8, or a folder of .txt files; may be given several times.
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) text: Vec<PathBuf>,
+    /// The name of a file to leave out; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hold_out: Vec<String>,
+    /// How many likeliest tokens are kept of every position.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    pub(crate) k: usize,
+    /// How many of them keep their probability as it is; the others lie on a curve (default: 16; all, if k is not above
+    /// 24).
+    #[arg(long, value_name = "N")]
+    pub(crate) exact: Option<usize>,
+    /// Tokens in a row.
+    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_two)]
+    pub(crate) length: usize,
+    /// Rows (default: the whole text).
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) rows: Option<usize>,
+    /// Divides the teacher's logits; students must train at the same.
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) temperature: f64,
+    /// The file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Seed of the choice of rows.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Replace the file.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Train a student to say what a teacher says.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask distill --teacher ./llama --student ./small --text books --out ./taught
-  cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half")]
+  cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half
+  cargo xtask distill --teacher ./llama --student ./small --text books --loss jsd --on-policy 0.5 --out ./taught
+  cargo xtask distill --teacher ./llama --student ./small --text books --loss minillm --out ./taught
+  cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
 pub(crate) struct Distill {
     /// Directory of the teacher's checkpoint.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) teacher: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "teacher_store")]
+    pub(crate) teacher: Option<PathBuf>,
     /// Directory of the student's checkpoint, with the teacher's tokenizer.
     #[arg(long, value_name = "DIR", required_unless_present = "keep_blocks", conflicts_with = "keep_blocks")]
     pub(crate) student: Option<PathBuf>,
     /// Make the student from these blocks of the teacher, counted from 0.
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', requires = "teacher")]
     pub(crate) keep_blocks: Vec<usize>,
     /// Forget what the student knows: begin with random weights.
     #[arg(long)]
@@ -424,8 +474,32 @@ pub(crate) enum AdapterKind {
 #[derive(Debug, Args)]
 pub(crate) struct Training {
     /// A text in UTF-8, or a folder of .txt files; may be given several times.
-    #[arg(long, value_name = "PATH", required = true)]
+    #[arg(long, value_name = "PATH", required_unless_present = "teacher_store")]
     pub(crate) text: Vec<PathBuf>,
+    /// What `capture` kept of the teacher, in place of text and teacher.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "on_policy", "teacher_writes"])]
+    pub(crate) teacher_store: Option<PathBuf>,
+    /// The share of steps on texts that the student writes after the first tokens of the rows.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction)]
+    pub(crate) on_policy: f64,
+    /// In the other steps the teacher writes what follows, in place of the text.
+    #[arg(long)]
+    pub(crate) teacher_writes: bool,
+    /// Tokens of a row that texts are written after (default: a quarter of the row).
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    pub(crate) prompt_tokens: Option<usize>,
+    /// How boldly texts are written: divides the logits, 0 takes the likeliest token. `minillm` needs 1.
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = not_negative)]
+    pub(crate) writing_temperature: f64,
+    /// Of `minillm`: texts that are written at a time; a multiple of --rows.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) texts: usize,
+    /// Of `minillm`: how often they are gone through.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
+    pub(crate) epochs: usize,
+    /// Of `minillm`: the teacher's share in the mixture that writes.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
+    pub(crate) teacher_share: f64,
     /// The name of a file to keep out of training; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) hold_out: Vec<String>,
@@ -581,6 +655,13 @@ fn number(text: &str, allowed: impl Fn(f64) -> bool, expected: &str) -> Result<f
 
 fn non_negative(text: &str) -> Result<f64, String> {
     number(text, |x| x >= 0.0, "a number of at least 0")
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("a number of 0 or above is needed".into()),
+    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {

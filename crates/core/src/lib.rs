@@ -42,7 +42,7 @@ pub use error::{Error, Result};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};
 #[cfg(feature = "tensor")]
-pub use lm::{LanguageModel, OutputHead, ParameterMut};
+pub use lm::{Decoding, LanguageModel, OutputHead, ParameterMut, Replay};
 #[cfg(feature = "tensor")]
 pub use method::{
     Block, BlockMethod, Compressed, CompressedWeight, Family, Layer, LayerMethod, Method, MethodEntry, ScoreMethod,

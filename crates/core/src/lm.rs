@@ -1,8 +1,8 @@
 //! What training asks of a model.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, s};
 
-use crate::{Result, Tap};
+use crate::{Error, Result, Tap};
 
 /// The output matrix of a model.
 #[derive(Debug, Clone)]
@@ -64,6 +64,11 @@ pub trait LanguageModel: Send + Sync {
     /// Compressed weights are not among them; adapters on them are.
     fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)>;
 
+    /// Begins texts that grow token by token.
+    ///
+    /// Models with a cache use it; one without can fall back on [`Replay`].
+    fn decode(&self) -> Box<dyn Decoding + '_>;
+
     /// Embedding, all blocks and the last norm: states that the output matrix turns into logits.
     fn states(&self, ids: &[Vec<u32>]) -> Result<Tensor<3>> {
         let mut x = self.embed(ids)?;
@@ -71,5 +76,43 @@ pub trait LanguageModel: Send + Sync {
             x = self.block(index, x, None)?;
         }
         Ok(self.last_norm(x))
+    }
+}
+
+/// Rows of tokens that grow together.
+pub trait Decoding: Send {
+    /// Adds `ids`, rows of one length, and returns the logits after the last token of every row, `[rows, vocabulary]`.
+    ///
+    /// # Errors
+    /// The rows differ in length or number, or an id is outside the vocabulary.
+    fn advance(&mut self, ids: &[Vec<u32>]) -> Result<Tensor<2>>;
+}
+
+/// Decoding without a cache: every step runs all tokens again. The plain twin of every faster way.
+pub struct Replay<'a> {
+    model: &'a dyn LanguageModel,
+    rows: Vec<Vec<u32>>,
+}
+
+impl<'a> Replay<'a> {
+    /// No tokens yet.
+    pub fn new(model: &'a dyn LanguageModel) -> Self {
+        Self { model, rows: Vec::new() }
+    }
+}
+
+impl Decoding for Replay<'_> {
+    fn advance(&mut self, ids: &[Vec<u32>]) -> Result<Tensor<2>> {
+        if self.rows.is_empty() {
+            self.rows = vec![Vec::new(); ids.len()];
+        }
+        if self.rows.len() != ids.len() {
+            return Err(Error::Invalid(format!("{} rows, expected {}", ids.len(), self.rows.len())));
+        }
+        self.rows.iter_mut().zip(ids).for_each(|(row, more)| row.extend(more));
+        let states = self.model.states(&self.rows)?;
+        let [rows, tokens, hidden] = states.dims();
+        let last = states.slice(s![.., tokens.saturating_sub(1).., ..]).reshape([rows, hidden]);
+        Ok(self.model.output().logits(last))
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::store::Record;
+
 /// A row of a batch: its tokens predict the next one each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
@@ -12,12 +14,62 @@ pub struct Row {
     pub ids: Vec<u32>,
     /// What each prediction counts, one for every token but the first; `None`: all count 1.
     pub weights: Option<Vec<f32>>,
+    /// What else is known of the predictions.
+    pub known: Known,
+}
+
+/// What is known of the predictions of a row besides the text, one entry for every token but the first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Known {
+    /// The text alone.
+    #[default]
+    Nothing,
+    /// A teacher's likeliest tokens, from a [store](crate::store).
+    Kept(Vec<Record>),
+    /// How the tokens were sampled and what came of it.
+    Sampled(Vec<Sampled>),
+}
+
+/// What policy gradients need to know of a sampled token.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Sampled {
+    /// Its log-probability under the model that learns, when it was sampled.
+    pub log_q: f32,
+    /// Importance weight: that probability over the one it was sampled with.
+    pub weight: f32,
+    /// How much better than others it turned out.
+    pub advantage: f32,
+}
+
+impl Known {
+    /// Whether both may stand in one batch.
+    pub(crate) fn same_kind(&self, other: &Known) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+
+    /// How many predictions it tells of; `None`: it tells nothing.
+    pub(crate) fn count(&self) -> Option<usize> {
+        match self {
+            Known::Nothing => None,
+            Known::Kept(records) => Some(records.len()),
+            Known::Sampled(tokens) => Some(tokens.len()),
+        }
+    }
+
+    /// Adds what is known of further predictions, of the same kind.
+    pub(crate) fn extend(&mut self, more: &Known) {
+        match (&mut *self, more) {
+            (Known::Kept(all), Known::Kept(more)) => all.extend_from_slice(more),
+            (Known::Sampled(all), Known::Sampled(more)) => all.extend_from_slice(more),
+            (_, more) => *self = more.clone(),
+        }
+    }
 }
 
 impl Row {
     /// A row whose predictions all count.
     pub fn plain(ids: Vec<u32>) -> Self {
-        Self { ids, weights: None }
+        Self { ids, weights: None, known: Known::Nothing }
     }
 }
 
@@ -70,7 +122,7 @@ impl TokenWindows {
 
 /// Position `i` of a permutation of `0..n` that `key` chooses: a Feistel network on the next even number of bits, walked
 /// until it lands inside.
-fn permuted(i: u64, n: u64, key: u64) -> u64 {
+pub(crate) fn permuted(i: u64, n: u64, key: u64) -> u64 {
     let half = (64 - (n.max(2) - 1).leading_zeros()).div_ceil(2);
     let mask = (1u64 << half) - 1;
     let mut x = i;

@@ -3,11 +3,14 @@
 //! Source: Hsu et al., "Liger Kernel", arXiv 2410.10989 (the chunking); the gradients are written out, so nothing of this
 //! takes part in autodiff: the caller sends [`HeadGradients::states`] back through the blocks.
 
-use burn::tensor::{Tensor, TensorData, s};
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor, TensorData, s};
 use kindling_core::OutputHead;
 
+use crate::batch::Known;
 use crate::error::{DistillError, Result};
-use crate::loss::{DistillLoss, Logits, Weighting};
+use crate::loss::{DistillLoss, KnownRows, Logits, Weighting};
 
 /// What one pass over the head gives.
 pub struct HeadGradients {
@@ -35,6 +38,8 @@ pub struct Scored<'a> {
     pub weights: Option<&'a [f32]>,
     /// What the sum is divided by: usually the sum of the weights of the whole step.
     pub normaliser: f64,
+    /// What else is known of every row.
+    pub known: &'a Known,
 }
 
 /// Rows of a chunk for `tokens` rows: a chunk of logits is about as large as the states of the whole batch.
@@ -140,10 +145,38 @@ fn by_chunks(
             student: head.logits(rows.clone()),
             teacher: teacher.map(|t| t.head.logits(t.states.clone().slice(s![start..end, ..]))),
             labels: Tensor::from_data(TensorData::new(ids, [end - start]), &device),
+            known: known_rows(scored.known, start..end, &device),
         };
         each(Part { states: rows, logits, weights: weights.map(|w| &w[start..end]) })?;
     }
     Ok(())
+}
+
+/// Some rows of what is known, as tensors.
+fn known_rows(known: &Known, rows: Range<usize>, device: &Device) -> KnownRows {
+    let column = |values: Vec<f32>| Tensor::<1>::from_data(TensorData::new(values, [rows.len()]), device);
+    match known {
+        Known::Nothing => KnownRows::Nothing,
+        Known::Kept(records) => {
+            let records = &records[rows.clone()];
+            let shape = [records.len(), records.first().map_or(0, |record| record.ids.len())];
+            let ids: Vec<i32> = records.iter().flat_map(|record| record.ids.iter().map(|&id| id as i32)).collect();
+            let log_p: Vec<f32> = records.iter().flat_map(|record| record.log_probs.iter().copied()).collect();
+            KnownRows::Kept {
+                ids: Tensor::from_data(TensorData::new(ids, shape), device),
+                log_p: Tensor::from_data(TensorData::new(log_p, shape), device),
+                log_rest: column(records.iter().map(|record| record.log_tail).collect()),
+            }
+        }
+        Known::Sampled(tokens) => {
+            let tokens = &tokens[rows.clone()];
+            KnownRows::Sampled {
+                log_q: column(tokens.iter().map(|token| token.log_q).collect()),
+                weight: column(tokens.iter().map(|token| token.weight).collect()),
+                advantage: column(tokens.iter().map(|token| token.advantage).collect()),
+            }
+        }
+    }
 }
 
 fn weighted_sum(losses: &[f32], weights: Option<&[f32]>) -> f64 {
@@ -190,6 +223,20 @@ fn check(
             "{tokens} states, but {} labels and {} weights",
             counts[0], counts[1]
         )));
+    }
+    if let Some(count) = scored.known.count()
+        && count != tokens
+    {
+        return Err(DistillError::Input(format!("{tokens} states, but something is known of {count}")));
+    }
+    if let Known::Kept(records) = scored.known {
+        let k = records.first().map_or(0, |record| record.ids.len());
+        if records.iter().any(|record| record.ids.len() != k || record.log_probs.len() != k) {
+            return Err(DistillError::Input(format!("records of one length are needed, {k} tokens as in the first")));
+        }
+        if let Some(&id) = records.iter().flat_map(|record| &record.ids).find(|&&id| id as usize >= vocabulary) {
+            return Err(DistillError::Input(format!("a kept token {id} is outside the vocabulary of {vocabulary}")));
+        }
     }
     if let Some(&id) = scored.labels.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(DistillError::Input(format!("label {id} is outside the vocabulary of {vocabulary}")));

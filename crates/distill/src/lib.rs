@@ -6,6 +6,7 @@
 //! | [`batch`] | which tokens a step sees |
 //! | [`loss`] | token losses with their gradients, one file each |
 //! | [`head`] | output matrix and loss in chunks |
+//! | [`on_policy`] | texts that the student writes itself: GKD, MiniLLM |
 //! | [`store`] | what a teacher said, kept in a file |
 //! | [`adamw`], [`schedule`] | the optimiser and its rates |
 
@@ -14,13 +15,15 @@ pub mod batch;
 mod error;
 pub mod head;
 pub mod loss;
+pub mod on_policy;
 pub mod schedule;
 pub mod store;
 pub mod trainer;
 
 pub use adamw::AdamW;
-pub use batch::{Batches, Row, TextBatches, TokenWindows};
+pub use batch::{Batches, Known, Row, Sampled, TextBatches, TokenWindows};
 pub use error::{DistillError, Result};
 pub use loss::{DistillLoss, Logits};
+pub use on_policy::{MiniLlm, OnPolicy, Sampling};
 pub use schedule::{Decay, Schedule};
 pub use trainer::{Snapshot, StepReport, TrainOptions, Trainer};

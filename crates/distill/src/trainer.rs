@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::{AdamW, Moments};
-use crate::batch::Row;
+use crate::batch::{Known, Row};
 use crate::error::{DistillError, Result};
 use crate::head::{Scored, TeacherStates, chunk_rows, fused_head, head_loss};
 use crate::loss::DistillLoss;
@@ -202,6 +202,11 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         &self.model
     }
 
+    /// Whom it learns from, if the loss asks for a teacher.
+    pub fn teacher(&self) -> Option<&dyn LanguageModel> {
+        self.teacher.as_deref()
+    }
+
     /// Ends training.
     pub fn into_model(self) -> M {
         self.model
@@ -227,19 +232,22 @@ impl<M: LanguageModel + Clone> Trainer<M> {
     pub fn evaluate(&self, rows: &[Row]) -> Result<f64> {
         let (length, total_weight) = check_rows(rows)?;
         let mut total = 0.0;
-        for rows in rows.chunks(self.micro_rows(rows.len())) {
-            let (ids, labels, weights) = inputs(rows, length);
+        for rows in self.micro_batches(rows) {
+            let (ids, labels, weights, known) = inputs(rows, length);
             let states = flat(self.model.states(&ids)?.inner());
             let teacher = self.teacher_states(&ids)?;
-            let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight };
+            let scored =
+                Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
             let chunk = self.chunk(&states);
             total += head_loss(states, &inner_head(&self.model), teacher.as_ref(), &scored, &*self.loss, chunk)?;
         }
         Ok(total)
     }
 
-    fn micro_rows(&self, rows: usize) -> usize {
-        if self.options.micro_rows == 0 { rows } else { self.options.micro_rows }
+    /// Rows that run through the model at a time: of one kind, and not more than wanted.
+    fn micro_batches<'r>(&self, rows: &'r [Row]) -> impl Iterator<Item = &'r [Row]> + use<'r, M> {
+        let most = if self.options.micro_rows == 0 { rows.len() } else { self.options.micro_rows };
+        rows.chunk_by(|a, b| a.known.same_kind(&b.known)).flat_map(move |kind| kind.chunks(most.max(1)))
     }
 
     fn chunk(&self, states: &Tensor<2>) -> usize {
@@ -257,7 +265,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
 
     /// Loss of the step and the gradient of every slot.
     fn gradients(&mut self, rows: &[Row], length: usize, total_weight: f64) -> Result<(f64, Vec<Option<Values>>)> {
-        let batches: Vec<&[Row]> = rows.chunks(self.micro_rows(rows.len())).collect();
+        let batches: Vec<&[Row]> = self.micro_batches(rows).collect();
         let leaves = |slots: &[Slot]| -> Vec<Values> {
             slots.iter().map(|slot| each_rank!(slot.value.clone(), x => Tensor::from_inner(x).require_grad())).collect()
         };
@@ -315,9 +323,9 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         leaves: &[Values],
     ) -> Result<(f64, Vec<Option<Values>>)> {
         let mut sums: Vec<Option<Values>> = vec![None; leaves.len()];
-        let (ids, labels, weights) = inputs(rows, length);
+        let (ids, labels, weights, known) = inputs(rows, length);
         let teacher = self.teacher_states(&ids)?;
-        let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight };
+        let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
         let head = inner_head(model);
         let output = self.slots.iter().position(|slot| slot.name == model.output_parameter());
         let score = |states: Tensor<3>| {
@@ -628,6 +636,11 @@ fn check_rows(rows: &[Row]) -> Result<(usize, f64)> {
     }
     let mut total = 0.0;
     for row in rows {
+        if let Some(count) = row.known.count()
+            && count != length - 1
+        {
+            return Err(DistillError::Input(format!("something is known of {count} of {} predictions", length - 1)));
+        }
         match &row.weights {
             Some(weights) if weights.len() != length - 1 => {
                 let found = weights.len();
@@ -643,16 +656,18 @@ fn check_rows(rows: &[Row]) -> Result<(usize, f64)> {
     Ok((length - 1, total))
 }
 
-type Inputs = (Vec<Vec<u32>>, Vec<u32>, Option<Vec<f32>>);
+type Inputs = (Vec<Vec<u32>>, Vec<u32>, Option<Vec<f32>>, Known);
 
-/// What the model reads, what it should predict, and what each prediction counts.
+/// What the model reads, what it should predict, what each prediction counts, and what else is known of it.
 fn inputs(rows: &[Row], length: usize) -> Inputs {
     let ids = rows.iter().map(|row| row.ids[..length].to_vec()).collect();
     let labels = rows.iter().flat_map(|row| row.ids[1..].iter().copied()).collect();
     let weighted = rows.iter().any(|row| row.weights.is_some());
     let weights = weighted
         .then(|| rows.iter().flat_map(|row| row.weights.clone().unwrap_or_else(|| vec![1.0; length])).collect());
-    (ids, labels, weights)
+    let mut known = Known::Nothing;
+    rows.iter().for_each(|row| known.extend(&row.known));
+    (ids, labels, weights, known)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One command per file.
 
+mod capture;
 mod compress;
 mod distill;
 mod doctor;
@@ -40,6 +41,7 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Verify(args) => verify::run(&args, device),
         Command::Report(args) => report::run(&args),
         Command::Pretrain(args) => pretrain::run(&args, device),
+        Command::Capture(args) => capture::run(&args, device),
         Command::Distill(args) => distill::run(&args, device),
         Command::Heal(args) => heal::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kindling_core::Cx;
 use kindling_distill::loss::CrossEntropy;
-use kindling_distill::{Batches, Row, Schedule, TokenWindows, TrainOptions, Trainer};
+use kindling_distill::{Batches, Known, Row, Schedule, TokenWindows, TrainOptions, Trainer};
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
 use kindling_model::random::random_checkpoint;
@@ -105,8 +105,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
             .or_user()?;
         (Box::new(text), format!("{} tokens of text", count(ids.len() as u64)))
     } else {
-        let own = config.stage_tasks().map_err(user)?;
-        let tasks_of = own.into_iter().map(|own| if own.is_empty() { tasks.clone() } else { own }).collect();
+        let tasks_of = config.stage_tasks().map_err(user)?;
         (Box::new(Tasks { config: config.clone(), tasks: tasks_of }), format!("{} tasks", tasks.len()))
     };
 
@@ -136,14 +135,18 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         evaluate_every: if held.windows.is_empty() && tasks.is_empty() { 0 } else { config.train.evaluate_every },
         held_out: if tasks.is_empty() { "held-out bits per byte" } else { "share of wrong answers" },
         checkpoint_every: config.train.checkpoint_every,
+        group: 1,
         patience: config.train.patience,
     };
-    run::run(&mut trainer, &*data, &plan, &cx, &mut |trainer| {
+    run::run(&mut trainer, &mut |step, _| Ok(data.rows(step)), &plan, &cx, &mut |trainer| {
         if tasks.is_empty() {
             return Ok(held.score(trainer, ON_THE_WAY)?.0);
         }
         let context = config.stage[config.stage_of(trainer.steps_done()).0].context.unwrap_or(64);
         let scores = accuracies(trainer.model(), &tasks, context, EXAMPLES_ON_THE_WAY, config.seed)?;
+        let each: Vec<String> =
+            scores.iter().map(|score| format!("{} {:.0} %", score.task, 100.0 * score.accuracy)).collect();
+        cx.progress().note(&format!("right at {context}: {}", each.join(", ")));
         Ok(1.0 - scores.iter().map(|score| score.accuracy).sum::<f64>() / scores.len().max(1) as f64)
     })?;
 
@@ -206,7 +209,7 @@ impl Batches for Tasks {
             let (mut ids, mut weights) = generate_example(task, context, None, &mut rng).sequence(other);
             ids.resize(stage.length + 1, vocabulary::PAD);
             weights.resize(stage.length, 0.0);
-            Row { ids, weights: Some(weights) }
+            Row { ids, weights: Some(weights), known: Known::Nothing }
         };
         (0..stage.rows).map(row).collect()
     }

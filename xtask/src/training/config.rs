@@ -10,9 +10,6 @@ use serde_json::json;
 
 use crate::error::user;
 
-/// Tokens of questions and answers that an example has at most, its end included.
-pub(crate) const TURNS: usize = 21;
-
 /// Everything but the text and the output folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,17 +141,22 @@ impl Pretraining {
         kindling_model::config::parse(&config.model_json(0, 1).to_string()).map_err(|error| {
             user(format!("{name}: [model]: {}", error.to_string().trim_start_matches("config.json: ")))
         })?;
-        config.task_list().map_err(|error| user(format!("{name}: {error}")))?;
-        config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
+        let stage_tasks = config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
         let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
         for (i, stage) in config.stage.iter().enumerate() {
             match stage.context {
-                Some(context) if with_tasks && stage.length < context + TURNS => {
-                    let needed = context + TURNS;
-                    return Err(user(format!(
-                        "{name}: stage {}: `length` must be {needed} or more for a context of {context}",
-                        i + 1
-                    )));
+                Some(context) if with_tasks => {
+                    let fitting = stage_tasks[i].iter().filter(|task| task.fits(context));
+                    let Some(room) = fitting.map(|task| task.room()).max() else {
+                        return Err(user(format!("{name}: stage {}: no task fits a context of {context}", i + 1)));
+                    };
+                    if stage.length + 1 < context + room {
+                        let needed = context + room - 1;
+                        return Err(user(format!(
+                            "{name}: stage {}: `length` must be {needed} or more for a context of {context}",
+                            i + 1
+                        )));
+                    }
                 }
                 None if with_tasks => return Err(user(format!("{name}: stage {}: tasks need a `context`", i + 1))),
                 Some(_) if !with_tasks => {
@@ -182,10 +184,12 @@ impl Pretraining {
         model.into()
     }
 
-    /// The tasks of every stage that has its own.
+    /// The tasks of every stage: its own, or those of the run.
     pub(crate) fn stage_tasks(&self) -> Result<Vec<Vec<Task>>, String> {
-        let parse = |stage: &Stage| stage.tasks.iter().map(|name| name.parse()).collect();
-        self.stage.iter().map(parse).collect()
+        let all = self.task_list()?;
+        let own = |stage: &Stage| stage.tasks.iter().map(|name| name.parse()).collect();
+        let tasks = |stage: &Stage| if stage.tasks.is_empty() { Ok(all.clone()) } else { own(stage) };
+        self.stage.iter().map(tasks).collect()
     }
 
     /// The tasks to learn; empty for a text.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kindling_core::{Cx, LanguageModel};
-use kindling_distill::{Batches, Trainer};
+use kindling_distill::{Row, Trainer};
 use serde::{Deserialize, Serialize};
 
 use super::folder::Checkpoints;
@@ -47,14 +47,16 @@ pub(crate) struct Plan<'a> {
     pub held_out: &'a str,
     /// Steps between two checkpoints.
     pub checkpoint_every: u64,
+    /// Steps that share what was sampled before them: a run can be taken up between such groups only.
+    pub group: u64,
     /// Evaluations without a better one after which the run ends; 0: never.
     pub patience: u64,
 }
 
-/// Runs the steps that are left. `evaluate` gives a figure of which less is better.
+/// Runs the steps that are left. `data` gives the rows of a step, `evaluate` a figure of which less is better.
 pub(crate) fn run<M: LanguageModel + Clone>(
     trainer: &mut Trainer<M>,
-    data: &dyn Batches,
+    data: &mut dyn FnMut(u64, &Trainer<M>) -> Result<Vec<Row>>,
     plan: &Plan<'_>,
     cx: &Cx,
     evaluate: &mut dyn FnMut(&Trainer<M>) -> Result<f64>,
@@ -66,18 +68,23 @@ pub(crate) fn run<M: LanguageModel + Clone>(
     }
     let mut log = Log::resume(&plan.out.join("log.jsonl"), trainer.steps_done())?;
     let (begin, before) = (Instant::now(), trainer.tokens_seen());
+    // On multiples, so that a run that was taken up writes at the same steps.
+    let mut next_checkpoint = (trainer.steps_done() / plan.checkpoint_every + 1) * plan.checkpoint_every;
     cx.progress().begin("training steps", plan.steps);
     cx.progress().advance(trainer.steps_done());
     while trainer.steps_done() < plan.steps {
+        let between_groups = trainer.steps_done().is_multiple_of(plan.group.max(1));
         if cx.check().is_err() {
-            checkpoints.write(&trainer.snapshot()?)?;
+            if between_groups {
+                checkpoints.write(&trainer.snapshot()?)?;
+            }
             return Err(anyhow::Error::from(kindling_core::Error::Cancelled).context(format!(
                 "stopped after step {}: the same command with --resume goes on",
                 trainer.steps_done()
             )));
         }
         let step = trainer.steps_done();
-        let report = trainer.step(&data.rows(step)).map_err(|error| {
+        let report = trainer.step(&data(step, trainer)?).map_err(|error| {
             let kept = "the last checkpoint is kept; --resume goes on from it";
             user(format!("{}: {error} ({kept})", plan.out.display()))
         })?;
@@ -107,7 +114,8 @@ pub(crate) fn run<M: LanguageModel + Clone>(
                 break;
             }
         }
-        if done.is_multiple_of(plan.checkpoint_every) {
+        if done >= next_checkpoint && done.is_multiple_of(plan.group.max(1)) {
+            next_checkpoint = (done / plan.checkpoint_every + 1) * plan.checkpoint_every;
             checkpoints.write(&trainer.snapshot()?)?;
         }
     }

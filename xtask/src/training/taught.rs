@@ -7,15 +7,20 @@ use anyhow::{Context, Result};
 use burn::tensor::Device;
 use kindling_core::{Cx, LanguageModel};
 use kindling_distill::loss::{LossOptions, build};
-use kindling_distill::{AdamW, Decay, Schedule, TextBatches, TokenWindows, TrainOptions, Trainer};
+use kindling_distill::store::{StoreBatches, StoreReader};
+use kindling_distill::{
+    AdamW, Decay, MiniLlm, OnPolicy, Sampling, Schedule, TextBatches, TokenWindows, TrainOptions, Trainer,
+};
 use kindling_model::adapter::{self, AdapterConfig};
-use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
+use kindling_model::checkpoint::{DType, map};
 use kindling_model::evaluate::{perplexity, windows};
+use kindling_model::tokenizer::Tokenizer;
 use kindling_model::{Decoder, ModelFiles};
 use serde::Serialize;
 use serde_json::json;
 
+use super::source::{Rolling, Source};
 use super::{curve, folder, run, texts};
 use crate::cli::Training;
 use crate::error::{OrUser, user};
@@ -65,18 +70,11 @@ struct Perplexities {
 
 /// Trains and writes the result.
 pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training, device: &Device) -> Result<()> {
-    let options = LossOptions {
-        loss: args.loss.clone(),
-        temperature: args.temperature,
-        beta: args.beta,
-        alpha: args.skew,
-        gamma: args.gamma,
-        cross_entropy: args.cross_entropy,
-        ..LossOptions::default()
-    };
+    let options = loss_options(args)?;
     let loss = build(&options).or_user()?;
     let tokenizer = tokens::tokenizer(&pupil.files)?;
-    if let (Some(teacher), true) = (teacher, loss.needs_teacher()) {
+    let asked = loss.needs_teacher() || args.teacher_writes;
+    if let (Some(teacher), true) = (teacher, asked) {
         let theirs = tokens::tokenizer(teacher)?;
         if theirs.fingerprint() != tokenizer.fingerprint() {
             return Err(user(format!(
@@ -86,22 +84,26 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
             )));
         }
     }
+    if args.teacher_writes && teacher.is_none() {
+        return Err(user("--teacher-writes needs a teacher: name its folder with --teacher"));
+    }
     let held = held_out(args, &tokenizer)?;
-    let (learnt, _) = texts::read(&args.text, &args.hold_out)?;
-    let ids = texts::documents(&learnt, &tokenizer)?;
-    let text = TokenWindows::new(ids, args.length, args.seed)
-        .with_context(|| format!("the text is shorter than one row of {} tokens", args.length))
-        .or_user()?;
-    let texts_of = |texts: &[texts::Named]| folder::digest(texts.iter().map(|(_, text)| text));
+    let (mut source, text) = source(args, &options, &tokenizer, pupil.model.vocab_size())?;
     let weights = |files: &ModelFiles| files.checkpoint().fingerprint();
     let identity = json!({
         "model": weights(&pupil.files)?,
         "blocks": pupil.kept,
         "from_scratch": pupil.from_scratch,
-        "teacher": teacher.filter(|_| loss.needs_teacher()).map(weights).transpose()?,
+        "teacher": teacher.filter(|_| asked).map(weights).transpose()?,
         "adapter": pupil.adapter,
         "masked": pupil.masked,
-        "text": texts_of(&learnt),
+        "text": text,
+        "on_policy": args.on_policy,
+        "teacher_writes": args.teacher_writes,
+        "prompt_tokens": prompt_tokens(args),
+        "writing_temperature": args.writing_temperature,
+        "texts": args.texts,
+        "epochs": args.epochs,
         "loss": options,
         "steps": args.steps,
         "rows": args.rows,
@@ -115,7 +117,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     folder::prepare(&args.out, &identity, args.resume, args.force)?;
     let cx = Cx::new(args.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
-    let teacher = match teacher.filter(|_| loss.needs_teacher() || held.is_some()) {
+    let teacher = match teacher.filter(|_| asked || held.is_some()) {
         Some(files) => Some(Decoder::load(files, device)?),
         None => None,
     };
@@ -141,7 +143,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         spike: 5.0,
     };
     let with_adapter = pupil.adapter.is_some();
-    let teacher = teacher.filter(|_| loss.needs_teacher()).map(|model| Box::new(model) as Box<dyn LanguageModel>);
+    let teacher = teacher.filter(|_| asked).map(|model| Box::new(model) as Box<dyn LanguageModel>);
     let chosen = |name: &str| !with_adapter || name.contains(".lora_");
     let mut trainer = Trainer::new(pupil.model, teacher, loss, train, &chosen).or_user()?;
     if pupil.masked && !with_adapter {
@@ -149,16 +151,16 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     }
     let trained: usize = trainer.trained().map(|(_, size)| size).sum();
     cx.progress().note(&format!("{} parameters learn", count(trained as u64)));
-    let data = TextBatches { text, rows: args.rows };
     let plan = run::Plan {
         out: &args.out,
         steps: args.steps as u64,
         evaluate_every: 0,
         held_out: "",
         checkpoint_every: 200,
+        group: source.group(),
         patience: 0,
     };
-    run::run(&mut trainer, &data, &plan, &cx, &mut |_| Ok(0.0))?;
+    run::run(&mut trainer, &mut |step, trainer| source.rows(step, trainer), &plan, &cx, &mut |_| Ok(0.0))?;
 
     let after = measure(trainer.model())?;
     let lines = run::read_log(&args.out.join("log.jsonl"))?;
@@ -197,8 +199,91 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.out.display()))
 }
 
+fn loss_options(args: &Training) -> Result<LossOptions> {
+    let mut options = LossOptions {
+        loss: args.loss.clone(),
+        temperature: args.temperature,
+        beta: args.beta,
+        alpha: args.skew,
+        gamma: args.gamma,
+        cross_entropy: args.cross_entropy,
+        minillm: MiniLlm { teacher_share: args.teacher_share, ..MiniLlm::default() },
+        ..LossOptions::default()
+    };
+    if args.teacher_store.is_some() {
+        // The forward divergence as far as a store knows it.
+        if !["forward-kl", "top-k"].contains(&options.loss.as_str()) {
+            return Err(user(format!(
+                "--loss {}: a store knows the teacher's likeliest tokens only: --loss forward-kl learns from it",
+                options.loss
+            )));
+        }
+        options.loss = "top-k".into();
+    }
+    Ok(options)
+}
+
+fn prompt_tokens(args: &Training) -> usize {
+    args.prompt_tokens.unwrap_or((args.length / 4).max(1))
+}
+
+/// Where the rows come from, and what they are a function of.
+fn source(
+    args: &Training,
+    options: &LossOptions,
+    tokenizer: &Tokenizer,
+    vocabulary: usize,
+) -> Result<(Source, String)> {
+    if let Some(path) = &args.teacher_store {
+        let name = path.display();
+        let store = StoreReader::new(map(path)?).map_err(|error| user(format!("{name}: {error}")))?;
+        store.check_student(tokenizer.fingerprint(), vocabulary).map_err(|error| user(format!("{name}: {error}")))?;
+        let manifest = store.manifest();
+        if manifest.temperature != args.temperature {
+            return Err(user(format!(
+                "{name} was captured at temperature {}: train with --temperature {}",
+                manifest.temperature, manifest.temperature
+            )));
+        }
+        let identity = folder::digest([serde_json::to_vec(manifest)?]);
+        return Ok((Source::Store(StoreBatches { store, rows: args.rows, seed: args.seed }), identity));
+    }
+    let (learnt, _) = texts::read(&args.text, &args.hold_out)?;
+    let ids = texts::documents(&learnt, tokenizer)?;
+    let text = TokenWindows::new(ids, args.length, args.seed)
+        .with_context(|| format!("the text is shorter than one row of {} tokens", args.length))
+        .or_user()?;
+    let identity = folder::digest(learnt.iter().map(|(_, text)| text));
+    let text = TextBatches { text, rows: args.rows };
+    let prompt = prompt_tokens(args);
+    if prompt > args.length {
+        return Err(user(format!("--prompt-tokens {prompt}: a row has {} tokens", args.length)));
+    }
+    let sampling =
+        Sampling { temperature: args.writing_temperature, end: tokenizer.eos_ids().to_vec(), seed: args.seed };
+    let source = if options.loss == "minillm" {
+        if !args.texts.is_multiple_of(args.rows) {
+            return Err(user(format!("--texts {}: a multiple of --rows {} is needed", args.texts, args.rows)));
+        }
+        if args.writing_temperature != 1.0 || args.on_policy > 0.0 || args.teacher_writes {
+            return Err(user(
+                "--loss minillm writes all its texts itself, at temperature 1: leave out --on-policy, --teacher-writes and \
+                 --writing-temperature",
+            ));
+        }
+        let (options, epochs) = (options.minillm, args.epochs as u64);
+        Source::MiniLlm(Rolling { text, options, sampling, prompt, texts: args.texts, epochs, held: Vec::new() })
+    } else if args.on_policy > 0.0 || args.teacher_writes {
+        let policy = OnPolicy { share: args.on_policy, teacher_writes: args.teacher_writes, prompt, sampling };
+        Source::OnPolicy(text, policy)
+    } else {
+        Source::Text(text)
+    };
+    Ok((source, identity))
+}
+
 /// The ids to measure on.
-fn held_out(args: &Training, tokenizer: &kindling_model::tokenizer::Tokenizer) -> Result<Option<Vec<u32>>> {
+fn held_out(args: &Training, tokenizer: &Tokenizer) -> Result<Option<Vec<u32>>> {
     let Some(path) = &args.eval else { return Ok(None) };
     let name = path.display();
     let mut ids = tokenizer.encode_document(&tokens::text(path)?).map_err(|error| user(format!("{name}: {error}")))?;

@@ -10,13 +10,15 @@ mod cross_entropy;
 pub mod dpo;
 pub mod features;
 mod forward_kl;
+mod hard;
 mod jsd;
+mod minillm;
 mod mix;
 mod reverse_kl;
 mod skewed_kl;
 mod skewed_reverse_kl;
 mod survey;
-pub mod top_k;
+mod top_k;
 mod total_variation;
 
 use burn::tensor::{Int, Tensor, activation::log_softmax};
@@ -26,15 +28,19 @@ use serde::{Deserialize, Serialize};
 pub use cakld::{Cakld, confidence};
 pub use cross_entropy::CrossEntropy;
 pub use forward_kl::ForwardKl;
+pub use hard::Hard;
 pub use jsd::Jsd;
+pub use minillm::MiniLlmLoss;
 pub use mix::Mix;
 pub use reverse_kl::ReverseKl;
 pub use skewed_kl::SkewedForwardKl;
 pub use skewed_reverse_kl::SkewedReverseKl;
 pub use survey::{Survey, weighted};
+pub use top_k::{TopK, kept_and_rest};
 pub use total_variation::TotalVariation;
 
 use crate::error::{DistillError, Result};
+use crate::on_policy::MiniLlm;
 
 /// A loss that is a sum over tokens.
 pub trait DistillLoss: Send + Sync {
@@ -64,6 +70,40 @@ pub struct Logits {
     pub teacher: Option<Tensor<2>>,
     /// The next token of every row.
     pub labels: Tensor<1, Int>,
+    /// What else is known of every row.
+    pub known: KnownRows,
+}
+
+impl Logits {
+    /// Logits of which nothing else is known.
+    pub fn new(student: Tensor<2>, teacher: Option<Tensor<2>>, labels: Tensor<1, Int>) -> Self {
+        Self { student, teacher, labels, known: KnownRows::Nothing }
+    }
+}
+
+/// [`Known`](crate::batch::Known) as tensors.
+#[derive(Debug, Clone)]
+pub enum KnownRows {
+    /// Nothing.
+    Nothing,
+    /// A teacher's likeliest tokens.
+    Kept {
+        /// `[rows, k]`.
+        ids: Tensor<2, Int>,
+        /// Their log-probabilities, `[rows, k]`.
+        log_p: Tensor<2>,
+        /// The logarithm of what all others have together, `[rows]`.
+        log_rest: Tensor<1>,
+    },
+    /// How the labels were sampled, all `[rows]`.
+    Sampled {
+        /// Their log-probabilities when they were sampled.
+        log_q: Tensor<1>,
+        /// Importance weights.
+        weight: Tensor<1>,
+        /// Advantages.
+        advantage: Tensor<1>,
+    },
 }
 
 /// What a token counts, by the teacher's distribution there. Weights are constants with mean 1.
@@ -119,6 +159,8 @@ pub struct LossOptions {
     pub weighting: Weighting,
     /// The share of cross-entropy with the text in the whole loss, at temperature 1.
     pub cross_entropy: f64,
+    /// Of MiniLLM.
+    pub minillm: MiniLlm,
 }
 
 impl Default for LossOptions {
@@ -134,6 +176,7 @@ impl Default for LossOptions {
             lambda_reverse: 0.0,
             weighting: Weighting::Uniform,
             cross_entropy: 0.0,
+            minillm: MiniLlm::default(),
         }
     }
 }
@@ -154,6 +197,7 @@ pub struct LossEntry {
 /// Every token loss.
 pub const METHODS: &[LossEntry] = &[
     cross_entropy::ENTRY,
+    hard::ENTRY,
     forward_kl::ENTRY,
     reverse_kl::ENTRY,
     jsd::ENTRY,
@@ -162,6 +206,8 @@ pub const METHODS: &[LossEntry] = &[
     total_variation::ENTRY,
     survey::ENTRY,
     cakld::ENTRY,
+    top_k::ENTRY,
+    minillm::ENTRY,
 ];
 
 /// The loss that the options describe.
@@ -186,8 +232,9 @@ pub fn build(options: &LossOptions) -> Result<Box<dyn DistillLoss>> {
     if !(options.temperature > 0.0 && options.temperature.is_finite()) {
         return Err(DistillError::Input(format!("`temperature` = {}: it is above 0", options.temperature)));
     }
+    options.minillm.check()?;
     let loss = (entry.make)(options);
-    if !entry.needs_teacher {
+    if entry.name == cross_entropy::ENTRY.name {
         return Ok(loss);
     }
     let loss: Box<dyn DistillLoss> = if options.temperature == 1.0 {
@@ -228,9 +275,8 @@ impl DistillLoss for Tempered {
 
     fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
         let t = self.temperature;
-        let Logits { student, teacher, labels } = logits;
-        let (student, teacher) = (student.div_scalar(t), teacher.map(|z| z.div_scalar(t)));
-        let (loss, gradient) = self.loss.rows(Logits { student, teacher, labels })?;
+        let (student, teacher) = (logits.student.div_scalar(t), logits.teacher.map(|z| z.div_scalar(t)));
+        let (loss, gradient) = self.loss.rows(Logits { student, teacher, ..logits })?;
         let factor = if self.squared { t * t } else { 1.0 };
         // The chain rule gives one division.
         Ok((loss.mul_scalar(factor), gradient.mul_scalar(factor / t)))

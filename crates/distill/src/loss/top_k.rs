@@ -6,6 +6,39 @@
 
 use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::log_softmax};
 
+use super::{DistillLoss, KnownRows, Logits, LossEntry};
+use crate::error::{DistillError, Result};
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "top-k",
+    summary: "forward divergence from a teacher's store: its likeliest tokens, and all others as one",
+    paper: "Sparse Logit Sampling, arXiv 2503.16870",
+    needs_teacher: false,
+    make: |_| Box::new(TopK),
+};
+
+/// Divergence from what a [store](crate::store) kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TopK;
+
+impl DistillLoss for TopK {
+    fn name(&self) -> &'static str {
+        ENTRY.name
+    }
+
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        match logits.known {
+            KnownRows::Kept { ids, log_p, log_rest } => Ok(kept_and_rest(logits.student, ids, log_p, log_rest)),
+            _ => Err(DistillError::Input("loss `top-k` learns from a store of a teacher's logits: name one".into())),
+        }
+    }
+}
+
 /// Loss of every row `[rows]` and its gradient with respect to the student's logits `[rows, vocabulary]`.
 ///
 /// `ids` and `log_p` are `[rows, k]`, `log_rest` `[rows]`.
@@ -38,7 +71,7 @@ mod tests {
     use burn::tensor::{Device, TensorData};
 
     use super::*;
-    use crate::loss::{DistillLoss, ForwardKl, Logits};
+    use crate::loss::ForwardKl;
 
     const TEACHER: [f32; 5] = [2.0, 1.0, 0.5, -1.0, -2.0];
     const STUDENT: [f32; 5] = [1.0, 1.5, 0.0, 0.0, -1.0];
@@ -71,8 +104,7 @@ mod tests {
         let device = Device::default();
         let row = |values: [f32; 5]| Tensor::<2>::from_data([values], &device);
         let labels = Tensor::<1, Int>::from_data([0], &device);
-        let (whole, slope) =
-            ForwardKl.rows(Logits { student: row(STUDENT), teacher: Some(row(TEACHER)), labels }).unwrap();
+        let (whole, slope) = ForwardKl.rows(Logits::new(row(STUDENT), Some(row(TEACHER)), labels)).unwrap();
         assert!((losses[4] - whole.into_scalar::<f32>()).abs() < 2e-6);
         let slope: Vec<f32> = slope.into_data().try_to_vec().unwrap();
         assert!(run(&[0, 1, 2, 3, 4]).1.iter().zip(slope).all(|(a, b)| (a - b).abs() < 2e-6));

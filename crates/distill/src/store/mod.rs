@@ -7,14 +7,17 @@
 //! Layout: the eight bytes `KNDLLGT1`, the length of a JSON manifest in 8 bytes, the manifest, then row after row: the token
 //! ids, 4 bytes each, and the records of its positions. All numbers are little-endian.
 
+mod capture;
 mod codec;
 
 use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 
+pub use capture::records;
 pub use codec::{Codec, Record, Term};
 
+use crate::batch::{Known, Row, permuted};
 use crate::error::{DistillError, Result};
 
 const MAGIC: &[u8; 8] = b"KNDLLGT1";
@@ -172,6 +175,37 @@ impl<B: AsRef<[u8]>> StoreReader<B> {
     }
 }
 
+/// Rows of a store, each seen once per pass in a new order.
+pub struct StoreBatches<B> {
+    /// The store.
+    pub store: StoreReader<B>,
+    /// Rows of a step.
+    pub rows: usize,
+    /// Of the order.
+    pub seed: u64,
+}
+
+impl<B: AsRef<[u8]>> StoreBatches<B> {
+    /// The rows of `step`, with what the teacher said about them.
+    ///
+    /// # Errors
+    /// The store has no rows, or its codec cannot be read.
+    pub fn rows(&self, step: u64) -> Result<Vec<Row>> {
+        let count = self.store.manifest().rows as u64;
+        if count == 0 {
+            return Err(DistillError::Store("it has no rows".into()));
+        }
+        let first = step * self.rows as u64;
+        let row = |n: u64| {
+            let (pass, position) = (n / count, n % count);
+            let key = self.seed.wrapping_add(pass.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let (ids, records) = self.store.row(permuted(position, count, key) as usize)?;
+            Ok(Row { ids, weights: None, known: Known::Kept(records) })
+        };
+        (first..first + self.rows as u64).map(row).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +242,18 @@ mod tests {
         assert_eq!(records[1].log_probs[..2], expected.log_probs[..2]);
         assert!((records[1].log_probs[3] - expected.log_probs[3]).abs() < 1e-5);
         assert!(reader.row(2).is_err());
+    }
+
+    #[test]
+    fn every_pass_shows_every_row() {
+        let batches = StoreBatches { store: StoreReader::new(store()).unwrap(), rows: 2, seed: 3 };
+        for step in 0..20 {
+            let rows = batches.rows(step).unwrap();
+            let mut firsts: Vec<u32> = rows.iter().map(|row| row.ids[0]).collect();
+            firsts.sort_unstable();
+            assert_eq!(firsts, [0, 1]);
+            assert!(rows.iter().all(|row| matches!(&row.known, Known::Kept(records) if records.len() == 3)));
+        }
     }
 
     #[test]

@@ -68,6 +68,9 @@ impl LanguageModel for Toy {
     fn output_parameter(&self) -> &'static str {
         "embedding"
     }
+    fn decode(&self) -> Box<dyn kindling_core::Decoding + '_> {
+        Box::new(kindling_core::Replay::new(self))
+    }
     fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
         let mut list = vec![("embedding".to_string(), ParameterMut::Matrix(&mut self.embedding))];
         list.extend(self.weights.iter_mut().enumerate().map(|(i, w)| (format!("w{i}"), ParameterMut::Matrix(w))));
@@ -251,6 +254,9 @@ fn a_teacher_of_its_own_kind_costs_nothing_and_another_vocabulary_is_refused() {
         fn output_parameter(&self) -> &'static str {
             "embedding"
         }
+        fn decode(&self) -> Box<dyn kindling_core::Decoding + '_> {
+            Box::new(kindling_core::Replay::new(self))
+        }
         fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
             self.0.parameters_mut()
         }
@@ -268,7 +274,7 @@ fn rows_that_do_not_fit_are_errors() {
     assert!(trainer.step(&[Row::plain(vec![1, 2, 3]), Row::plain(vec![1, 2])]).is_err());
     let error = trainer.step(&[Row::plain(vec![1, 2, 99])]).unwrap_err().to_string();
     assert!(error.contains("99"), "{error}");
-    assert!(trainer.step(&[Row { ids: vec![1, 2, 3], weights: Some(vec![1.0]) }]).is_err());
+    assert!(trainer.step(&[Row { ids: vec![1, 2, 3], weights: Some(vec![1.0]), known: Known::Nothing }]).is_err());
 }
 
 mod head {
@@ -308,7 +314,7 @@ mod head {
         };
         let states = matrix(&[&[1.0, 0.5], &[-0.5, 2.0]]);
         for chunk in [1, 2, 7] {
-            let scored = Scored { labels: &[0, 1], weights: None, normaliser: 2.0 };
+            let scored = Scored { labels: &[0, 1], weights: None, normaliser: 2.0, known: &Known::Nothing };
             let found =
                 fused_head(states.clone(), &head, Some(&teacher), &scored, &*half(0.5, 1.0), chunk, true).unwrap();
             assert!((found.loss - 0.499028).abs() < 2e-6, "{}", found.loss);
@@ -331,7 +337,7 @@ mod head {
         };
         let run = |softcap| -> HeadGradients {
             let head = OutputHead { matrix: unit.clone(), softcap };
-            let scored = Scored { labels: &[0], weights: None, normaliser: 1.0 };
+            let scored = Scored { labels: &[0], weights: None, normaliser: 1.0, known: &Known::Nothing };
             let states = matrix(&[&[1.0, 1.5, 0.0, 0.0, -1.0]]);
             // The share of cross-entropy is 0.7 here.
             fused_head(states, &head, Some(&teacher), &scored, &*half(0.7, 2.0), 1, true).unwrap()
@@ -350,7 +356,8 @@ mod head {
         let wave = wave(14, 0.5);
         let states = matrix(&wave.chunks(2).collect::<Vec<_>>());
         let weights = [1.0, 0.5, 0.0, 0.0, 2.0, 1.0, 0.0];
-        let scored = Scored { labels: &[0, 1, 2, 0, 1, 2, 0], weights: Some(&weights), normaliser: 4.5 };
+        let scored =
+            Scored { labels: &[0, 1, 2, 0, 1, 2, 0], weights: Some(&weights), normaliser: 4.5, known: &Known::Nothing };
         let run = |chunk| fused_head(states.clone(), &head, None, &scored, &CrossEntropy, chunk, true).unwrap();
         let whole = run(7);
         close(&values(whole.states.clone())[4..8], &[0.0; 4], 0.0);

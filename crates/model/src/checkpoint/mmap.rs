@@ -8,8 +8,11 @@ use memmap2::Mmap;
 use super::error::{CheckpointError, Result};
 
 /// Maps a whole file, read-only.
+///
+/// # Errors
+/// The file cannot be opened.
 #[allow(unsafe_code)]
-pub(super) fn map(path: &Path) -> Result<Mmap> {
+pub fn map(path: &Path) -> Result<Mmap> {
     let fail = |source| CheckpointError::io("open", path, source);
     let file = File::open(path).map_err(fail)?;
     // SAFETY: a mapping is undefined only if the file's bytes change or its end moves while it is mapped. This crate

@@ -1,12 +1,12 @@
 //! The decoder as training sees it: whole rows, no cache, and every weight within reach.
 
 use burn::tensor::{Device, Tensor};
-use kindling_core::{LanguageModel, OutputHead, ParameterMut, Tap};
+use kindling_core::{Decoding, LanguageModel, OutputHead, ParameterMut, Tap};
 use kindling_tensor_backend::formats::Weight;
 
 use super::attention::{Inputs, LatentQuery};
 use super::block::{DecoderBlock, Mlp};
-use super::{Decoder, ForwardCx, Projection, RmsNorm, Rotary, check_rows};
+use super::{Decoder, ForwardCx, Projection, RmsNorm, Rotary, Wanted, check_rows};
 use crate::checkpoint::{DType, OutTensor, Writer, WriterOptions};
 use crate::config::{BlockNorms, MlpSpec};
 use crate::error::{ModelError, Result};
@@ -60,6 +60,24 @@ impl LanguageModel for Decoder {
             block.parameters_mut(&block_prefix(i), &spec.norms, &mut list);
         }
         list
+    }
+
+    fn decode(&self) -> Box<dyn Decoding + '_> {
+        Box::new(Cached { model: self, kv: self.new_kv() })
+    }
+}
+
+/// Decoding over a store of keys and values.
+struct Cached<'a> {
+    model: &'a Decoder,
+    kv: DenseKv,
+}
+
+impl Decoding for Cached<'_> {
+    fn advance(&mut self, ids: &[Vec<u32>]) -> kindling_core::Result<Tensor<2>> {
+        let logits = self.model.forward(ids, &[], &mut self.kv, Wanted::LastLogits).map_err(into_core)?;
+        let [rows, _, vocabulary] = logits.dims();
+        Ok(logits.reshape([rows, vocabulary]))
     }
 }
 

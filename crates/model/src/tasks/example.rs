@@ -75,6 +75,7 @@ pub fn generate_example(task: Task, length: usize, depth: Option<usize>, rng: &m
         Task::KvQaTwoHop => fields(body, true, depth, rng),
         Task::Lm => lm(length, rng),
         Task::Induction => induction(length, rng),
+        Task::Recall => recall(body, rng),
     }
 }
 
@@ -280,6 +281,13 @@ fn copy(body: usize, depth: Option<usize>, rng: &mut ChaCha8Rng) -> Example {
     }
 }
 
+fn field_record(key: u32, values: [u32; 3], rng: &mut ChaCha8Rng) -> Vec<u32> {
+    let mut order = [0, 1, 2];
+    shuffle(&mut order, rng);
+    let pairs = order.into_iter().flat_map(|field| [FIELDS[field], values[field]]);
+    [KEY, key].into_iter().chain(pairs).chain([SEP]).collect()
+}
+
 fn fields(body: usize, two_hop: bool, depth: Option<usize>, rng: &mut ChaCha8Rng) -> Example {
     let count = (body / 18).min(64);
     let keys = distinct(KEYS, count, rng);
@@ -292,14 +300,7 @@ fn fields(body: usize, two_hop: bool, depth: Option<usize>, rng: &mut ChaCha8Rng
     }
     let values: Vec<[u32; 3]> =
         (0..count).map(|i| [value(rng), value(rng), if two_hop { keys[next[i]] } else { value(rng) }]).collect();
-    let units: Vec<Vec<u32>> = (0..count)
-        .map(|i| {
-            let mut order = [0, 1, 2];
-            shuffle(&mut order, rng);
-            let pairs = order.into_iter().flat_map(|field| [FIELDS[field], values[i][field]]);
-            [KEY, keys[i]].into_iter().chain(pairs).chain([SEP]).collect()
-        })
-        .collect();
+    let units: Vec<Vec<u32>> = keys.iter().zip(&values).map(|(&key, &values)| field_record(key, values, rng)).collect();
     let (placed, depth) = place_at(&units, body, depth, rng);
     let field = below(rng, if two_hop { 2 } else { 3 });
     let mut evidence = span(placed.starts[0], 9);
@@ -337,4 +338,30 @@ fn induction(length: usize, rng: &mut ChaCha8Rng) -> Example {
     }
     context.truncate(length);
     Example { task: Task::Induction, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
+}
+
+/// Up to nine questions: about each of up to nine plain records, or each field of up to three.
+fn recall(body: usize, rng: &mut ChaCha8Rng) -> Example {
+    let plain = below(rng, 2) == 0;
+    let most = if plain { (body / 6).min(9) } else { (body / 9).min(3) };
+    let count = 1 + below(rng, most);
+    let keys = distinct(KEYS, count, rng);
+    let values: Vec<[u32; 3]> = (0..count).map(|_| [value(rng), value(rng), value(rng)]).collect();
+    let units: Vec<Vec<u32>> = keys
+        .iter()
+        .zip(&values)
+        .map(|(&key, &[a, b, c])| if plain { record(key, [a, b]) } else { field_record(key, [a, b, c], rng) })
+        .collect();
+    let placed = place(&units, body, false, rng);
+    let question = |(&key, values): (&u32, &[u32; 3])| -> Vec<Turn> {
+        if plain {
+            return vec![Turn { question: vec![QUERY, key, ANSWER], answer: values[..2].to_vec() }];
+        }
+        let field = |(&name, &value)| Turn { question: vec![QUERY, key, name, ANSWER], answer: vec![value] };
+        FIELDS.iter().zip(values).map(field).collect()
+    };
+    let mut turns: Vec<Turn> = keys.iter().zip(&values).flat_map(question).collect();
+    shuffle(&mut turns, rng);
+    let evidence = placed.starts.iter().zip(&units).flat_map(|(&start, unit)| span(start, unit.len())).collect();
+    Example { task: Task::Recall, turns, depth: None, evidence, context: placed.context }
 }

@@ -52,6 +52,9 @@ pub enum Task {
     /// A few passages again and again in any order: teaches a model to look for what came after a symbol before. It asks
     /// nothing.
     Induction,
+    /// A few records, plain or with fields, and a question about every value: teaches the look-up with many answers to a
+    /// row.
+    Recall,
 }
 
 impl Task {
@@ -73,6 +76,24 @@ impl Task {
         Task::Lm,
     ];
 
+    /// Variants that only teach.
+    pub const LESSONS: [Task; 2] = [Task::Induction, Task::Recall];
+
+    /// Tokens that questions, answers and the end take at most.
+    pub fn room(self) -> usize {
+        match self {
+            Task::NiahSingle | Task::NiahMultikey(_) | Task::NiahMultikeyAll | Task::KvQa => 6,
+            Task::NiahMultivalue => 12,
+            Task::NiahMultiquery => 21,
+            Task::VariableTracking(hops) => 5 + hops,
+            Task::CommonWords => 14,
+            Task::FreqWords | Task::KvQaTwoHop => 7,
+            Task::Copy => 17,
+            Task::Lm | Task::Induction => 1,
+            Task::Recall => 46,
+        }
+    }
+
     /// Whether a context of `length` tokens can hold it.
     pub fn fits(self, length: usize) -> bool {
         let body = length.saturating_sub(vocabulary::BEGINS);
@@ -84,7 +105,7 @@ impl Task {
             Task::CommonWords => length >= 128,
             Task::FreqWords => body >= 60,
             Task::Copy => body >= 32,
-            Task::KvQa => body >= 18,
+            Task::KvQa | Task::Recall => body >= 18,
             Task::KvQaTwoHop => body >= 36,
             Task::Lm => length > 64,
             Task::Induction => body >= 32,
@@ -118,6 +139,7 @@ impl fmt::Display for Task {
             Task::KvQaTwoHop => f.write_str("kv_qa_two_hop"),
             Task::Lm => f.write_str("lm"),
             Task::Induction => f.write_str("induction"),
+            Task::Recall => f.write_str("recall"),
         }
     }
 }
@@ -126,7 +148,7 @@ impl FromStr for Task {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let all: Vec<Task> = Task::ALL.into_iter().chain([Task::Induction]).collect();
+        let all: Vec<Task> = Task::ALL.into_iter().chain(Task::LESSONS).collect();
         let known: Vec<String> = all.iter().map(ToString::to_string).collect();
         match known.iter().position(|known| known == name) {
             Some(i) => Ok(all[i]),

@@ -54,6 +54,11 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
         }
         Task::KvQa => vec![field(question[1], question[2])],
         Task::KvQaTwoHop => vec![field(field(question[1], question[2]), question[3])],
+        Task::Recall if question.len() == 3 => {
+            let at = record(question[1])[0];
+            context[at + 3..at + 5].to_vec()
+        }
+        Task::Recall => vec![field(question[1], question[2])],
         Task::Lm | Task::Induction => Vec::new(),
     }
 }
@@ -61,7 +66,7 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
 #[test]
 fn a_solver_that_sees_context_and_question_only_is_always_right() {
     for length in [64, 96, 128, 256, 512, 1024] {
-        for task in Task::ALL.into_iter().chain([Task::Induction]).filter(|task| task.fits(length)) {
+        for task in Task::ALL.into_iter().chain(Task::LESSONS).filter(|task| task.fits(length)) {
             for index in 0..20 {
                 let mut rng = ChaCha8Rng::seed_from_u64(index);
                 let depth = Some(index as usize % 10);
@@ -74,11 +79,17 @@ fn a_solver_that_sees_context_and_question_only_is_always_right() {
                 }
                 if !matches!(
                     task,
-                    Task::VariableTracking(_) | Task::CommonWords | Task::FreqWords | Task::Lm | Task::Induction
+                    Task::VariableTracking(_)
+                        | Task::CommonWords
+                        | Task::FreqWords
+                        | Task::Lm
+                        | Task::Induction
+                        | Task::Recall
                 ) {
                     assert_eq!(example.depth, depth, "{task} at {length}");
                 }
                 assert!(example.evidence.iter().all(|&i| i < length));
+                assert!(example.sequence(0.1).0.len() <= length + task.room(), "{task} at {length}");
             }
         }
     }
@@ -118,7 +129,7 @@ fn filler_follows_its_chain() {
 
 #[test]
 fn names_round_trip() {
-    for task in Task::ALL.into_iter().chain([Task::Induction]) {
+    for task in Task::ALL.into_iter().chain(Task::LESSONS) {
         assert_eq!(task.to_string().parse(), Ok(task));
     }
     assert!("niah_singel".parse::<Task>().unwrap_err().contains("`niah_single`"));
