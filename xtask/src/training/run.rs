@@ -68,8 +68,8 @@ pub(crate) fn run<M: LanguageModel + Clone>(
     }
     let mut log = Log::resume(&plan.out.join("log.jsonl"), trainer.steps_done())?;
     let (begin, before) = (Instant::now(), trainer.tokens_seen());
-    // On multiples, so that a run that was taken up writes at the same steps.
-    let mut next_checkpoint = (trainer.steps_done() / plan.checkpoint_every + 1) * plan.checkpoint_every;
+    // A group is lost as a whole, so each ends with a checkpoint.
+    let checkpoint_every = if plan.group > 1 { plan.group } else { plan.checkpoint_every };
     cx.progress().begin("training steps", plan.steps);
     cx.progress().advance(trainer.steps_done());
     while trainer.steps_done() < plan.steps {
@@ -78,10 +78,10 @@ pub(crate) fn run<M: LanguageModel + Clone>(
             if between_groups {
                 checkpoints.write(&trainer.snapshot()?)?;
             }
-            return Err(anyhow::Error::from(kindling_core::Error::Cancelled).context(format!(
-                "stopped after step {}: the same command with --resume goes on",
-                trainer.steps_done()
-            )));
+            let (done, kept) = (trainer.steps_done(), trainer.steps_done() / plan.group.max(1) * plan.group.max(1));
+            let again = if between_groups { String::new() } else { format!(", from step {kept}") };
+            return Err(anyhow::Error::from(kindling_core::Error::Cancelled)
+                .context(format!("stopped after step {done}: the same command with --resume goes on{again}")));
         }
         let step = trainer.steps_done();
         let report = trainer.step(&data(step, trainer)?).map_err(|error| {
@@ -114,8 +114,7 @@ pub(crate) fn run<M: LanguageModel + Clone>(
                 break;
             }
         }
-        if done >= next_checkpoint && done.is_multiple_of(plan.group.max(1)) {
-            next_checkpoint = (done / plan.checkpoint_every + 1) * plan.checkpoint_every;
+        if done.is_multiple_of(checkpoint_every) {
             checkpoints.write(&trainer.snapshot()?)?;
         }
     }

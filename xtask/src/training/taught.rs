@@ -219,6 +219,8 @@ fn loss_options(args: &Training) -> Result<LossOptions> {
             )));
         }
         options.loss = "top-k".into();
+    } else if options.loss == "top-k" {
+        return Err(user("--loss top-k learns from what `capture` kept: name the file with --teacher-store"));
     }
     Ok(options)
 }

@@ -141,6 +141,101 @@ fn a_run_that_was_killed_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
+fn what_a_student_writes_is_the_same_after_an_interruption() {
+    let school = School::new();
+    let teacher = school.pretrained("teacher");
+    let losses = [
+        &["--loss", "jsd", "--on-policy", "0.5"][..],
+        &["--loss", "cross-entropy", "--teacher-writes"],
+        &["--loss", "minillm", "--texts", "8", "--epochs", "2"],
+    ];
+    for (i, loss) in losses.into_iter().enumerate() {
+        let arguments = |out: &str| -> Vec<String> {
+            let base = ["distill", "--teacher", &teacher, "--keep-blocks", "0", "--text", &school.text, "--out", out];
+            let how = ["--steps", "24", "--rows", "4", "--length", "24", "--warmup", "1", "--rate", "5e-3"];
+            [&base[..], &how, loss].concat().into_iter().map(String::from).collect()
+        };
+        let (whole, out) = (school.desk.arg(&format!("whole{i}")), school.desk.arg(&format!("stopped{i}")));
+        let run = |out: &str, more: &[&str]| {
+            let arguments = arguments(out);
+            xtask(&[&arguments.iter().map(String::as_str).collect::<Vec<_>>(), more].concat())
+        };
+        run(&whole, &[]).success();
+        let started = arguments(&out);
+        let mut child = command(&started.iter().map(String::as_str).collect::<Vec<_>>())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        for _ in 0..5000 {
+            let lines = fs::read_to_string(format!("{out}/log.jsonl")).map_or(0, |text| text.lines().count());
+            if lines >= 7 || child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+        child.wait().unwrap();
+        run(&out, &["--resume"]).success();
+        assert_eq!(log(&out), log(&whole), "{loss:?}");
+        let weights = |dir: &str| fs::read(format!("{dir}/model.safetensors")).unwrap();
+        assert!(weights(&out) == weights(&whole), "{loss:?}: the weights differ");
+        let changed = run(&out, &["--resume", "--prompt-tokens", "3"]).mistake();
+        assert!(changed.contains("another `prompt_tokens`"), "{changed}");
+    }
+    let refused = |more: &[&str]| {
+        let base = ["distill", "--teacher", &teacher, "--keep-blocks", "0", "--text", &school.text, "--out", "x"];
+        xtask(&[&base[..], more].concat()).mistake()
+    };
+    assert!(refused(&["--loss", "minillm", "--texts", "9"]).contains("a multiple of --rows 8"));
+    assert!(refused(&["--loss", "minillm", "--on-policy", "1"]).contains("leave out --on-policy"));
+    assert!(refused(&["--teacher-writes", "--prompt-tokens", "999"]).contains("a row has 256 tokens"));
+    assert!(refused(&["--loss", "top-k"]).contains("--teacher-store"));
+}
+
+#[test]
+fn a_store_teaches_in_place_of_the_teacher() {
+    let school = School::new();
+    let student = school.pretrained("student");
+    let teacher = school.desk.arg("teacher");
+    let learn = ["distill", "--teacher", &student, "--student", &student, "--text", &school.text, "--out", &teacher];
+    let long = ["--loss", "cross-entropy", "--steps", "60", "--rows", "8", "--length", "16", "--rate", "1e-2"];
+    xtask(&[&learn[..], &long].concat()).success();
+
+    let store = school.desk.arg("teacher.store");
+    let capture = ["capture", "--teacher", &teacher, "--text", &school.text, "--length", "16", "--out", &store];
+    let found = xtask(&[&capture[..], &["--k", "20", "--json"]].concat()).json();
+    // 20 ids of 9 bits, 20 values of 2 bytes, 4 bytes for the rest.
+    assert_eq!(found["bytes_per_token"], 23 + 40 + 4);
+    assert!(xtask(&capture).mistake().contains("--force"));
+    let run = |out: &str, source: &[&str]| {
+        let how = ["--steps", "40", "--rows", "4", "--length", "16", "--warmup", "1", "--rate", "5e-3"];
+        let out = school.desk.arg(out);
+        xtask(&[&["distill", "--student", &student, "--out", &out][..], source, &how].concat()).success();
+        let lines = log(&out);
+        [0, 39].map(|i: usize| lines[i]["mean_loss"].as_f64().unwrap())
+    };
+    let whole = run("whole", &["--teacher", &teacher, "--text", &school.text]);
+    let kept = run("kept", &["--teacher-store", &store]);
+    assert!(kept[1] < 0.7 * kept[0], "{kept:?}");
+    // Twenty of 264 tokens and the rest as one tell nearly everything, and never more than there is.
+    assert!(kept[1] < 1.1 * whole[1], "{kept:?} and {whole:?}");
+
+    let refused = |more: &[&str]| xtask(&[&["distill", "--out", &school.desk.arg("x")][..], more].concat()).mistake();
+    let with =
+        |store: &str, more: &[&str]| refused(&[&["--student", &student, "--teacher-store", store], more].concat());
+    assert!(with(&store, &["--loss", "reverse-kl"]).contains("--loss forward-kl"));
+    assert!(with(&store, &["--temperature", "2"]).contains("captured at temperature 1"));
+    let other = school.desk.model_with_tokenizer("other");
+    let strange = refused(&["--student", &other, "--teacher-store", &store]);
+    assert!(strange.contains("tokens") || strange.contains("tokenizer"), "{strange}");
+    let bytes = fs::read(&store).unwrap();
+    let cut = school.desk.file("cut.store", &bytes[..bytes.len() - 5]);
+    assert!(with(&cut, &[]).contains("damaged"));
+    assert!(with(&school.config, &[]).contains("no store"));
+}
+
+#[test]
 fn threads_do_not_change_what_is_learnt() {
     let school = School::new();
     let (one, three) = (school.desk.arg("one"), school.desk.arg("three"));

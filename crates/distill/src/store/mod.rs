@@ -132,8 +132,9 @@ impl<B: AsRef<[u8]>> StoreReader<B> {
         let start = MAGIC.len() + 8 + length;
         let expected = manifest.rows.checked_mul(manifest.row_bytes()).and_then(|rows| rows.checked_add(start));
         if expected != Some(all.len()) {
+            let expected = expected.map_or("more than can be".into(), |bytes| bytes.to_string());
             return Err(DistillError::Store(format!(
-                "{} bytes, expected {expected:?} for {} rows: the file is damaged or was not finished",
+                "{} bytes, expected {expected} for {} rows: the file is damaged or was not finished",
                 all.len(),
                 manifest.rows
             )));
