@@ -323,7 +323,9 @@ pub(crate) enum Shape {
 #[command(after_help = "\
 Examples:
   cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny
-  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny --resume")]
+  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny --resume
+  cargo xtask pretrain --config more.toml --from ./tiny --text letters --out ./tiny-letters
+  cargo xtask pretrain --config more.toml --from ./tiny --rows rows.safetensors --out ./tiny-more")]
 pub(crate) struct Pretrain {
     /// Model, tokenizer and schedule in TOML, see `recipes/pretrain/`.
     #[arg(long, value_name = "FILE")]
@@ -334,6 +336,12 @@ pub(crate) struct Pretrain {
     /// The name of a file to keep out of training and to measure on; may be given several times.
     #[arg(long, value_name = "NAME")]
     pub(crate) hold_out: Vec<String>,
+    /// Go on from this checkpoint, with its tokenizer, instead of from random weights.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from: Option<PathBuf>,
+    /// In place of --text: a .safetensors file with `input_ids`, rows that are learnt in their order as they are.
+    #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "text")]
+    pub(crate) rows: Option<PathBuf>,
     /// Folder of the run: checkpoints on the way, the model in the end.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,

@@ -1,4 +1,4 @@
-//! `pretrain`: a tokenizer and a model from a text, from scratch.
+//! `pretrain`: a tokenizer and a model from a text, from scratch or from a checkpoint on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,9 +25,10 @@ use crate::error::{OrUser, user};
 use crate::report::format::count;
 use crate::tasks::{Accuracy, accuracies};
 use crate::training::config::{Pretraining, TokenizerPart};
+use crate::training::taught::copy_beside_weights;
 use crate::training::texts::{self, Named};
 use crate::training::{curve, folder, run};
-use crate::{output, progress, signal};
+use crate::{output, progress, signal, tokens};
 
 /// Rows that an evaluation scores at a time.
 const EVALUATION_ROWS: usize = 4;
@@ -61,15 +62,21 @@ struct HeldOut {
 }
 
 pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
-    let config = Pretraining::read(&args.config)?;
+    let config = Pretraining::read(&args.config, args.from.as_deref())?;
     let tasks = config.task_list().map_err(user)?;
-    if tasks.is_empty() && args.text.is_empty() {
+    let from = args.from.as_ref().map(ModelFiles::open).transpose()?;
+    if tasks.is_empty() && args.text.is_empty() && args.rows.is_none() {
         return Err(user("a text to learn from is needed: name a file or a folder of .txt files with --text"));
     }
     let (learnt, held_out) =
-        if tasks.is_empty() { texts::read(&args.text, &args.hold_out)? } else { Default::default() };
+        if args.text.is_empty() { Default::default() } else { texts::read(&args.text, &args.hold_out)? };
+    let given = match (&args.rows, &from) {
+        (Some(path), Some(from)) => Some(given_rows(path, &config, from.spec().vocab_size)?),
+        _ => None,
+    };
     let longest = config.stage.iter().map(|stage| stage.length).max().unwrap_or(0);
-    let positions = config.model.get("max_position_embeddings").and_then(serde_json::Value::as_u64);
+    let described = from.as_ref().map_or(Some(&config.model), |from| from.config().as_object());
+    let positions = described.and_then(|model| model.get("max_position_embeddings")?.as_u64());
     let positions = positions.map_or(longest, |positions| positions as usize);
     if longest > positions {
         return Err(user(format!(
@@ -80,6 +87,8 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let identity = json!({
         "configuration": config,
         "text": folder::digest(learnt.iter().map(|(_, text)| text)),
+        "from": from.as_ref().map(|from| from.checkpoint().fingerprint()).transpose()?,
+        "rows": given.as_ref().map(|rows| folder::digest(rows.iter().map(|row| bytes_of(row)))),
     });
     folder::prepare(&args.out, &identity, args.resume, args.force)?;
     let cx = Cx::new(config.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
@@ -94,11 +103,18 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
                 .or_user()?;
         }
         TokenizerPart::Tasks { .. } => write_tokenizer(&args.out, positions)?,
+        TokenizerPart::Given => {
+            let from = from.as_ref().map_or(args.out.clone(), ModelFiles::dir);
+            copy_beside_weights(&from, &args.out).inspect_err(|_| folder::abandon(&args.out))?;
+        }
     }
     let tokenizer = Tokenizer::open(&args.out).or_user()?;
-    let model = initial(args, &config, &tokenizer, device_name, &cx)?;
+    let model = initial(args, &config, from.as_ref(), &tokenizer, device_name, &cx)?;
     let parameters = model.spec().parameters();
-    let (data, what): (Box<dyn Batches>, String) = if tasks.is_empty() {
+    let (data, what): (Box<dyn Batches>, String) = if let Some(rows) = given {
+        let what = format!("{} given rows", count(rows.len() as u64));
+        (Box::new(GivenRows { config: config.clone(), rows }), what)
+    } else if tasks.is_empty() {
         let ids = texts::documents(&learnt, &tokenizer)?;
         let text = Text::new(&config, &ids)
             .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
@@ -188,6 +204,50 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     ))
 }
 
+/// The rows of a file, of which there must be enough, as long as the stages want them.
+fn given_rows(path: &Path, config: &Pretraining, vocabulary: usize) -> Result<Vec<Vec<u32>>> {
+    let rows = tokens::rows(path)?;
+    let name = path.display();
+    let needed: u64 = config.stage.iter().map(|stage| stage.steps() * stage.rows as u64).sum();
+    if (rows.len() as u64) < needed {
+        return Err(user(format!("{name}: {} rows, but the stages ask for {needed}", rows.len())));
+    }
+    if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
+        return Err(user(format!("{name}: token {id} is outside the vocabulary of {vocabulary}")));
+    }
+    let length = rows.first().map_or(0, Vec::len);
+    match config.stage.iter().find(|stage| stage.length + 1 != length) {
+        Some(stage) => {
+            let wanted = stage.length + 1;
+            Err(user(format!(
+                "{name}: rows of {length} tokens; a `length` of {} predictions needs {wanted}",
+                stage.length
+            )))
+        }
+        None => Ok(rows),
+    }
+}
+
+fn bytes_of(row: &[u32]) -> Vec<u8> {
+    row.iter().flat_map(|id| id.to_le_bytes()).collect()
+}
+
+/// Rows in their order.
+struct GivenRows {
+    config: Pretraining,
+    rows: Vec<Vec<u32>>,
+}
+
+impl Batches for GivenRows {
+    fn rows(&self, step: u64) -> Vec<Row> {
+        let (index, before) = self.config.stage_of(step);
+        let earlier: u64 = self.config.stage[..index].iter().map(|stage| stage.steps() * stage.rows as u64).sum();
+        let count = self.config.stage[index].rows;
+        let first = (earlier + (step - before) * count as u64) as usize;
+        self.rows[first..first + count].iter().cloned().map(Row::plain).collect()
+    }
+}
+
 /// Rows of generated tasks.
 struct Tasks {
     config: Pretraining,
@@ -215,14 +275,18 @@ impl Batches for Tasks {
     }
 }
 
-/// The model before its first step. Its weights depend on the configuration and the seed alone.
+/// The model before its first step: a checkpoint, or weights that depend on the configuration and the seed alone.
 fn initial(
     args: &Pretrain,
     config: &Pretraining,
+    from: Option<&ModelFiles>,
     tokenizer: &Tokenizer,
     device_name: DeviceName,
     cx: &Cx,
 ) -> Result<Decoder> {
+    if let Some(from) = from {
+        return Ok(Decoder::load_dense(from, &device(device_name)?.autodiff())?);
+    }
     let dir = args.out.join("initial");
     if !dir.join("config.json").exists() {
         let (begin, end) = (tokenizer.bos_id().unwrap_or(0), tokenizer.eos_ids().first().copied().unwrap_or(1));
@@ -296,9 +360,12 @@ fn finish(args: &Pretrain, trainer: Trainer<Decoder>, evaluation: &Evaluation) -
         fs::remove_file(&weights).with_context(|| weights.display().to_string())?;
     }
     trainer.into_model().save(&args.out, dtype)?;
-    let text = fs::read_to_string(args.out.join("initial/config.json"))?;
+    let before = args.from.clone().unwrap_or_else(|| args.out.join("initial")).join("config.json");
+    let text = fs::read_to_string(&before).with_context(|| before.display().to_string()).or_user()?;
     let mut config: serde_json::Value = serde_json::from_str(&text)?;
-    config["architectures"] = json!(["LlamaForCausalLM"]);
+    if args.from.is_none() {
+        config["architectures"] = json!(["LlamaForCausalLM"]);
+    }
     config["dtype"] = json!(args.dtype.torch_name());
     atomic_write(args.out.join("config.json"), format!("{config:#}\n").as_bytes())?;
     let evaluation = serde_json::to_string_pretty(evaluation)? + "\n";

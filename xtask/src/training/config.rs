@@ -17,9 +17,12 @@ pub(crate) struct Pretraining {
     /// Of weights, order and tasks.
     #[serde(default = "default_seed")]
     pub seed: u64,
-    /// As in `config.json`; the size of the vocabulary comes from the tokenizer.
+    /// As in `config.json`; the size of the vocabulary comes from the tokenizer. Left out if the run goes on from a
+    /// checkpoint.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     pub model: serde_json::Map<String, serde_json::Value>,
     /// What the tokenizer learns.
+    #[serde(default)]
     pub tokenizer: TokenizerPart,
     /// How it learns.
     pub train: TrainPart,
@@ -28,7 +31,7 @@ pub(crate) struct Pretraining {
 }
 
 /// What the tokenizer learns from the text, or that the model speaks the language of the tasks alone.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, untagged)]
 pub(crate) enum TokenizerPart {
     Learnt {
@@ -41,6 +44,9 @@ pub(crate) enum TokenizerPart {
         #[serde(default = "default_other")]
         other: f32,
     },
+    /// Nothing: the checkpoint that the run goes on from has one.
+    #[default]
+    Given,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -125,7 +131,7 @@ fn default_checkpoint_every() -> u64 {
 
 impl Pretraining {
     /// Reads and checks a file.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    pub(crate) fn read(path: &Path, from: Option<&Path>) -> Result<Self> {
         let name = path.display();
         let text = std::fs::read_to_string(path).map_err(|error| user(format!("cannot read {name}: {error}")))?;
         let config: Self = toml::from_str(&text).map_err(|error| user(format!("{name}: {error}")))?;
@@ -138,9 +144,22 @@ impl Pretraining {
         if config.train.micro_rows == 0 || config.train.checkpoint_every == 0 {
             return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
         }
-        kindling_model::config::parse(&config.model_json(0, 1).to_string()).map_err(|error| {
-            user(format!("{name}: [model]: {}", error.to_string().trim_start_matches("config.json: ")))
-        })?;
+        let given = config.tokenizer == TokenizerPart::Given;
+        match from {
+            Some(from) if !config.model.is_empty() || !given => {
+                let from = from.display();
+                return Err(user(format!("{name}: leave out [model] and [tokenizer]: both come from --from {from}")));
+            }
+            Some(_) => {}
+            None if given => {
+                return Err(user(format!("{name}: [tokenizer] is missing: vocab_size = 4096, for example")));
+            }
+            None => {
+                kindling_model::config::parse(&config.model_json(0, 1).to_string()).map_err(|error| {
+                    user(format!("{name}: [model]: {}", error.to_string().trim_start_matches("config.json: ")))
+                })?;
+            }
+        }
         let stage_tasks = config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
         let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
         for (i, stage) in config.stage.iter().enumerate() {
@@ -172,7 +191,7 @@ impl Pretraining {
     pub(crate) fn model_json(&self, begin: u32, end: u32) -> serde_json::Value {
         let vocabulary = match self.tokenizer {
             TokenizerPart::Learnt { vocab_size } => vocab_size,
-            TokenizerPart::Tasks { .. } => kindling_model::tasks::vocabulary::SIZE,
+            TokenizerPart::Tasks { .. } | TokenizerPart::Given => kindling_model::tasks::vocabulary::SIZE,
         };
         let mut model = self.model.clone();
         model.entry("model_type").or_insert(json!("llama"));
@@ -195,7 +214,7 @@ impl Pretraining {
     /// The tasks to learn; empty for a text.
     pub(crate) fn task_list(&self) -> Result<Vec<Task>, String> {
         match &self.tokenizer {
-            TokenizerPart::Learnt { .. } => Ok(Vec::new()),
+            TokenizerPart::Learnt { .. } | TokenizerPart::Given => Ok(Vec::new()),
             TokenizerPart::Tasks { tasks, .. } if tasks.is_empty() => Err("`tasks` is empty".into()),
             TokenizerPart::Tasks { tasks, .. } => tasks.iter().map(|name| name.parse()).collect(),
         }

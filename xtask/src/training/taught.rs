@@ -320,6 +320,11 @@ fn write_checkpoint(model: &mut Decoder, files: &ModelFiles, kept: &[usize], out
     }
     model.save(out, dtype)?;
     atomic_write(out.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    copy_beside_weights(&files.dir(), out)
+}
+
+/// Copies a checkpoint's tokenizer and what else lies beside its weights.
+pub(crate) fn copy_beside_weights(from: &Path, out: &Path) -> Result<()> {
     let beside = [
         "tokenizer.json",
         "tokenizer_config.json",
@@ -328,7 +333,7 @@ fn write_checkpoint(model: &mut Decoder, files: &ModelFiles, kept: &[usize], out
         "chat_template.jinja",
     ];
     for name in beside {
-        let source = files.dir().join(name);
+        let source = from.join(name);
         if source.exists() {
             let bytes = fs::read(&source).with_context(|| source.display().to_string()).or_user()?;
             atomic_write(out.join(name), &bytes)?;

@@ -46,10 +46,15 @@ impl Desk {
 
     /// Writes `rows` of `length` token ids below 320, the vocabulary of the small model.
     pub(crate) fn ids(&self, name: &str, rows: usize, length: usize) -> String {
+        self.ids_below(320, name, rows, length)
+    }
+
+    /// As [`Desk::ids`] for another vocabulary.
+    pub(crate) fn ids_below(&self, limit: u64, name: &str, rows: usize, length: usize) -> String {
         let mut state = 1u64;
         let id = |state: &mut u64| {
             *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            ((*state >> 33) % 320) as i64
+            ((*state >> 33) % limit) as i64
         };
         let bytes: Vec<u8> = (0..rows * length).flat_map(|_| id(&mut state).to_le_bytes()).collect();
         let tensor =

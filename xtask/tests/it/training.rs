@@ -260,6 +260,35 @@ fn tasks_are_learnt_without_a_text() {
 }
 
 #[test]
+fn a_checkpoint_goes_on_with_another_text_or_with_given_rows() {
+    let school = School::new();
+    let first = school.pretrained("first");
+    let stages = &CONFIG[CONFIG.find("[train]").unwrap()..];
+    let config = school.desk.file("more.toml", stages);
+    let out = school.desk.arg("more");
+    let base = ["pretrain", "--config", &config, "--from", &first, "--out"];
+    let found = xtask(&[&base[..], &[&out, "--text", &school.text, "--hold-out", "b.txt", "--json"]].concat()).json();
+    let before: Value = serde_json::from_str(&fs::read_to_string(format!("{first}/evaluation.json")).unwrap()).unwrap();
+    let bits = |found: &Value| found["held_out"]["bits_per_byte"].as_f64().unwrap();
+    assert!(bits(&found) < bits(&before), "{found} after {before}");
+    let one = stages[..stages.rfind("[[stage]]").unwrap()].to_string();
+    let config = school.desk.file("rows.toml", &one);
+    let rows = school.desk.ids_below(264, "rows.safetensors", 64, 17);
+    let out = school.desk.arg("rows");
+    let base = ["pretrain", "--config", &config, "--from", &first, "--rows"];
+    xtask(&[&base[..], &[&rows, "--out", &out]].concat()).success();
+    assert_eq!(log(&out).len(), 8);
+    let refused = |rows: &str| xtask(&[&base[..], &[rows, "--out", &school.desk.arg("x")]].concat()).mistake();
+    assert!(refused(&school.desk.ids("few.safetensors", 63, 17)).contains("63 rows, but the stages ask for 64"));
+    assert!(refused(&school.desk.ids_below(264, "short.safetensors", 64, 16)).contains("rows of 16 tokens"));
+    assert!(refused(&school.desk.ids("wide.safetensors", 64, 17)).contains("the vocabulary of 264"));
+    let both = ["pretrain", "--config", &school.config, "--from", &first, "--text", &school.text, "--out", "x"];
+    assert!(xtask(&both).mistake().contains("leave out [model] and [tokenizer]"));
+    let none = ["pretrain", "--config", &config, "--text", &school.text, "--out", "x"];
+    assert!(xtask(&none).mistake().contains("[tokenizer] is missing"));
+}
+
+#[test]
 fn mistakes_in_training_are_told_in_a_line() {
     let school = School::new();
     let out = school.desk.arg("out");
