@@ -30,12 +30,12 @@ impl Progress for Bars {
     fn begin(&self, what: &str, total: u64) {
         let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
         let template = if total == 0 {
-            "{spinner} {msg} {pos} [{elapsed}]"
+            "{spinner} {prefix} {pos} [{elapsed}] {msg}"
         } else {
-            "{msg:<28!} {wide_bar:.green} {pos}/{len} {elapsed} (left: {eta})"
+            "{prefix:<28!} {wide_bar:.green} {pos}/{len} {elapsed} (left: {eta}) {msg}"
         };
         let style = ProgressStyle::with_template(template).expect("the templates above are valid");
-        let bar = self.screen.add(bar.with_style(style).with_message(what.to_string()));
+        let bar = self.screen.add(bar.with_style(style).with_prefix(what.to_string()));
         bar.enable_steady_tick(Duration::from_millis(200));
         lock(&self.units).push(bar);
     }
@@ -43,6 +43,12 @@ impl Progress for Bars {
     fn advance(&self, steps: u64) {
         if let Some(bar) = lock(&self.units).last() {
             bar.inc(steps);
+        }
+    }
+
+    fn status(&self, message: &str) {
+        if let Some(bar) = lock(&self.units).last() {
+            bar.set_message(message.to_string());
         }
     }
 
@@ -77,6 +83,7 @@ struct Lines<W> {
 
 struct Unit {
     what: String,
+    status: String,
     done: u64,
     total: u64,
     begun: Instant,
@@ -116,7 +123,14 @@ impl<W: Write + Send> Progress for Lines<W> {
         if outermost {
             self.print(format_args!("{what} …"));
         }
-        units.push(Unit { what: what.into(), done: 0, total, begun, printed: outermost.then_some(begun) });
+        units.push(Unit {
+            what: what.into(),
+            status: String::new(),
+            done: 0,
+            total,
+            begun,
+            printed: outermost.then_some(begun),
+        });
     }
 
     fn advance(&self, steps: u64) {
@@ -124,8 +138,15 @@ impl<W: Write + Send> Progress for Lines<W> {
         let Some(unit) = units.last_mut() else { return };
         unit.done += steps;
         if unit.printed.unwrap_or(unit.begun).elapsed() >= self.every {
-            self.print(format_args!("{}: {}{}", unit.what, unit.count(), unit.left()));
+            let status = if unit.status.is_empty() { String::new() } else { format!(", {}", unit.status) };
+            self.print(format_args!("{}: {}{status}{}", unit.what, unit.count(), unit.left()));
             unit.printed = Some(Instant::now());
+        }
+    }
+
+    fn status(&self, message: &str) {
+        if let Some(unit) = lock(&self.units).last_mut() {
+            unit.status = message.into();
         }
     }
 

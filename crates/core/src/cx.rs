@@ -18,6 +18,10 @@ pub trait Progress: Send + Sync {
     fn advance(&self, steps: u64) {
         let _ = steps;
     }
+    /// How the current unit fares, in a few words beside its count: a rate, a loss.
+    fn status(&self, message: &str) {
+        let _ = message;
+    }
     /// The current unit is done.
     fn end(&self) {}
     /// How the current unit fares, in a line of its own.

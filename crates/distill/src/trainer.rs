@@ -272,19 +272,32 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         let mut loss = 0.0;
         let mut sums: Vec<Option<Values>> = vec![None; self.slots.len()];
         // In the order of the batches, however many run at a time.
-        let mut gather = |(part, gradients): (f64, Vec<Option<Values>>)| {
+        let (step, mut seen) = (self.step, 0);
+        let bad = || {
+            let broken = |slot: &&Slot| !each_rank!(slot.value.clone(), x -> x.sum().into_scalar::<f32>()).is_finite();
+            let found = self.slots.iter().find(broken);
+            found
+                .map_or("every weight is a number".into(), |slot| format!("the weight `{}` is not a number", slot.name))
+        };
+        let mut gather = |(part, gradients): (f64, Vec<Option<Values>>), rows: usize| -> Result<()> {
+            if !part.is_finite() {
+                let what = format!("the loss of rows {seen} to {} of the batch ({})", seen + rows - 1, bad());
+                return Err(DistillError::NotFinite { step, what, value: part });
+            }
+            seen += rows;
             loss += part;
             for (sum, gradient) in sums.iter_mut().zip(gradients) {
                 if let Some(gradient) = gradient {
                     add(sum, gradient);
                 }
             }
+            Ok(())
         };
         if self.workers.is_empty() || batches.len() == 1 {
             let leaves = leaves(&self.slots);
             put(&mut self.model, &self.slots, &leaves);
             for batch in batches {
-                gather(self.batch_gradients(&self.model, batch, length, total_weight, &leaves)?);
+                gather(self.batch_gradients(&self.model, batch, length, total_weight, &leaves)?, batch.len())?;
             }
             return Ok((loss, sums));
         }
@@ -303,9 +316,9 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                     wave.iter().zip(&self.workers).zip(&own).map(|job| scope.spawn(move || run(job))).collect();
                 started.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
             });
-            for result in results {
+            for (result, batch) in results.into_iter().zip(wave) {
                 match result {
-                    Ok(result) => gather(result?),
+                    Ok(result) => gather(result?, batch.len())?,
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
@@ -350,9 +363,6 @@ impl<M: LanguageModel + Clone> Trainer<M> {
     /// Checks, clips, and moves the weights.
     fn apply(&mut self, loss: f64, gradients: Vec<Option<Values>>, tokens: u64) -> Result<StepReport> {
         let step = self.step;
-        if !loss.is_finite() {
-            return Err(DistillError::NotFinite { step, what: "the loss".into(), value: loss });
-        }
         if let Some(mean) = self.mean_loss
             && loss > mean + self.options.spike
         {

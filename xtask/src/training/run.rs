@@ -88,7 +88,6 @@ pub(crate) fn run<M: LanguageModel + Clone>(
             let kept = "the last checkpoint is kept; --resume goes on from it";
             user(format!("{}: {error} ({kept})", plan.out.display()))
         })?;
-        cx.progress().advance(1);
         let done = trainer.steps_done();
         let evaluated = if plan.evaluate_every > 0 && done.is_multiple_of(plan.evaluate_every) && done < plan.steps {
             Some(evaluate(trainer)?)
@@ -96,6 +95,8 @@ pub(crate) fn run<M: LanguageModel + Clone>(
             None
         };
         let tok_s = (trainer.tokens_seen() - before) as f64 / begin.elapsed().as_secs_f64();
+        cx.progress().status(&format!("loss {:.4}, {tok_s:.0} tokens/s", report.mean_loss));
+        cx.progress().advance(1);
         log.add(LogLine {
             step: done,
             tokens: trainer.tokens_seen(),
