@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`device`](mod@device) | devices by name, threads, processor features: the only place that names a backend |
 //! | [`formats`] | [`Weight`]: one matrix, dense, packed, N:M sparse or masked |
+//! | [`kernels`] | products with packed weights on the processor |
 //! | [`linalg`] | Cholesky factors, solves, eigenvalues, products: f64 through `faer` |
 //! | [`measure`] | what this machine can do at best |
 //! | [`ops`] | fused operations of a decoder, with gradients |
@@ -21,6 +22,7 @@
 
 pub mod device;
 pub mod formats;
+pub mod kernels;
 pub mod linalg;
 pub mod measure;
 pub mod ops;

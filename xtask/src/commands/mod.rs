@@ -63,10 +63,11 @@ fn named_model(model: &Option<PathBuf>) -> PathBuf {
 
 /// A model with its adapter, if there is one.
 fn load(files: &ModelFiles, adapter: Option<&Path>, device: &Device) -> Result<Decoder> {
-    let mut model = Decoder::load(files, device)?;
+    let mut model = Decoder::load_dense(files, device)?;
     if let Some(dir) = adapter {
         kindling_model::adapter::load(&mut model, dir)?;
     }
+    model.prepare()?;
     Ok(model)
 }
 

@@ -11,6 +11,7 @@ mod mlp;
 mod norm;
 mod projection;
 mod rotary;
+mod stack;
 mod train;
 
 use std::sync::Mutex;
@@ -86,11 +87,21 @@ impl Decoder {
         Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
     }
 
-    /// Loads every block of a checkpoint. Pruned weights, which files hold dense, become sparse again.
+    /// Loads every block of a checkpoint to run it: pruned weights, which files hold dense, become sparse again, packed ones
+    /// are laid out for the processor.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         let mut model = Self::load_dense(files, device)?;
-        model.blocks.iter_mut().try_for_each(|block| block.repack(device))?;
+        model.prepare()?;
         Ok(model)
+    }
+
+    /// Does to a model of [`load_dense`](Self::load_dense) what [`load`](Self::load) does. Adapters must be there before.
+    pub fn prepare(&mut self) -> Result<()> {
+        for block in &mut self.blocks {
+            block.repack(&self.device)?;
+            block.stack();
+        }
+        Ok(())
     }
 
     /// What the model computes.

@@ -38,7 +38,7 @@ impl Example {
     pub fn sequence(&self, other: f32) -> (Vec<u32>, Vec<f32>) {
         let mut ids = self.context.clone();
         // Most of what an induction row holds can be known.
-        let other = if self.task == Task::Induction { 1.0 } else { other };
+        let other = if matches!(self.task, Task::Induction | Task::Contexts) { 1.0 } else { other };
         let mut weights = vec![other; ids.len()];
         for turn in &self.turns {
             ids.extend(&turn.question);
@@ -74,7 +74,8 @@ pub fn generate_example(task: Task, length: usize, depth: Option<usize>, rng: &m
         Task::KvQa => fields(body, false, depth, rng),
         Task::KvQaTwoHop => fields(body, true, depth, rng),
         Task::Lm => lm(length, rng),
-        Task::Induction => induction(length, rng),
+        Task::Induction => induction(task, length, VALUES.end - NOISE.start, rng),
+        Task::Contexts => induction(task, length, 8, rng),
         Task::Recall => recall(body, rng),
     }
 }
@@ -326,24 +327,26 @@ fn lm(length: usize, rng: &mut ChaCha8Rng) -> Example {
     Example { task: Task::Lm, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
 }
 
-fn induction(length: usize, rng: &mut ChaCha8Rng) -> Example {
+/// Passages of so many symbols, again and again.
+fn induction(task: Task, length: usize, symbols: u32, rng: &mut ChaCha8Rng) -> Example {
     let count = 2 + below(rng, (length / 48).max(1) + 1);
-    let symbols = VALUES.end - NOISE.start;
-    let passages: Vec<Vec<u32>> = (0..count)
-        .map(|_| (0..6 + below(rng, 7)).map(|_| NOISE.start + below(rng, symbols as usize) as u32).collect())
-        .collect();
+    let alphabet = distinct(NOISE.start..VALUES.end, symbols as usize, rng);
+    let passages: Vec<Vec<u32>> =
+        (0..count).map(|_| (0..6 + below(rng, 7)).map(|_| alphabet[below(rng, alphabet.len())]).collect()).collect();
     let mut context = vec![BOS; BEGINS];
     while context.len() < length {
         context.extend(&passages[below(rng, count)]);
     }
     context.truncate(length);
-    Example { task: Task::Induction, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
+    Example { task, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
 }
 
-/// Up to nine questions: about each of up to nine plain records, or each field of up to three.
+/// A few plain records or records with fields, and nine turns about any of them. Half of the turns are questions, half begin
+/// the record again: there the token before the answer occurs in every record, and only the key two places back tells
+/// which is meant, a step on the way from repeating to looking up.
 fn recall(body: usize, rng: &mut ChaCha8Rng) -> Example {
     let plain = below(rng, 2) == 0;
-    let most = if plain { (body / 6).min(9) } else { (body / 9).min(3) };
+    let most = if plain { (body / 6).min(6) } else { (body / 9).min(4) };
     let count = 1 + below(rng, most);
     let keys = distinct(KEYS, count, rng);
     let values: Vec<[u32; 3]> = (0..count).map(|_| [value(rng), value(rng), value(rng)]).collect();
@@ -353,15 +356,19 @@ fn recall(body: usize, rng: &mut ChaCha8Rng) -> Example {
         .map(|(&key, &[a, b, c])| if plain { record(key, [a, b]) } else { field_record(key, [a, b, c], rng) })
         .collect();
     let placed = place(&units, body, false, rng);
-    let question = |(&key, values): (&u32, &[u32; 3])| -> Vec<Turn> {
-        if plain {
-            return vec![Turn { question: vec![QUERY, key, ANSWER], answer: values[..2].to_vec() }];
-        }
-        let field = |(&name, &value)| Turn { question: vec![QUERY, key, name, ANSWER], answer: vec![value] };
-        FIELDS.iter().zip(values).map(field).collect()
+    let mut turn = || -> Turn {
+        let (i, field, again) = (below(rng, count), below(rng, 3), below(rng, 2) == 0);
+        let (key, values) = (keys[i], &values[i]);
+        let question = match (plain, again) {
+            (true, true) => vec![KEY, key, ASSIGN],
+            (true, false) => vec![QUERY, key, ANSWER],
+            (false, true) => vec![KEY, key, FIELDS[field]],
+            (false, false) => vec![QUERY, key, FIELDS[field], ANSWER],
+        };
+        let answer = if plain { values[..2].to_vec() } else { vec![values[field]] };
+        Turn { question, answer }
     };
-    let mut turns: Vec<Turn> = keys.iter().zip(&values).flat_map(question).collect();
-    shuffle(&mut turns, rng);
+    let turns = (0..9).map(|_| turn()).collect();
     let evidence = placed.starts.iter().zip(&units).flat_map(|(&start, unit)| span(start, unit.len())).collect();
     Example { task: Task::Recall, turns, depth: None, evidence, context: placed.context }
 }

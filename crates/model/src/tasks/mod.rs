@@ -52,8 +52,11 @@ pub enum Task {
     /// A few passages again and again in any order: teaches a model to look for what came after a symbol before. It asks
     /// nothing.
     Induction,
-    /// A few records, plain or with fields, and a question about every value: teaches the look-up with many answers to a
-    /// row.
+    /// The same with passages of eight symbols only, so that one symbol does not tell what follows but two or three do. It asks
+    /// nothing.
+    Contexts,
+    /// A few records, plain or with fields, and nine turns about them, questions or the record again: teaches the look-up
+    /// with many answers to a row.
     Recall,
 }
 
@@ -77,7 +80,7 @@ impl Task {
     ];
 
     /// Variants that only teach.
-    pub const LESSONS: [Task; 2] = [Task::Induction, Task::Recall];
+    pub const LESSONS: [Task; 3] = [Task::Induction, Task::Contexts, Task::Recall];
 
     /// Tokens that questions, answers and the end take at most.
     pub fn room(self) -> usize {
@@ -89,7 +92,7 @@ impl Task {
             Task::CommonWords => 14,
             Task::FreqWords | Task::KvQaTwoHop => 7,
             Task::Copy => 17,
-            Task::Lm | Task::Induction => 1,
+            Task::Lm | Task::Induction | Task::Contexts => 1,
             Task::Recall => 46,
         }
     }
@@ -108,13 +111,13 @@ impl Task {
             Task::KvQa | Task::Recall => body >= 18,
             Task::KvQaTwoHop => body >= 36,
             Task::Lm => length > 64,
-            Task::Induction => body >= 32,
+            Task::Induction | Task::Contexts => body >= 32,
         }
     }
 
     /// Whether it has questions.
     pub fn asks(self) -> bool {
-        !matches!(self, Task::Lm | Task::Induction)
+        !matches!(self, Task::Lm | Task::Induction | Task::Contexts)
     }
 
     /// Whether an answer with some right parts counts in part.
@@ -139,6 +142,7 @@ impl fmt::Display for Task {
             Task::KvQaTwoHop => f.write_str("kv_qa_two_hop"),
             Task::Lm => f.write_str("lm"),
             Task::Induction => f.write_str("induction"),
+            Task::Contexts => f.write_str("contexts"),
             Task::Recall => f.write_str("recall"),
         }
     }

@@ -54,12 +54,12 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
         }
         Task::KvQa => vec![field(question[1], question[2])],
         Task::KvQaTwoHop => vec![field(field(question[1], question[2]), question[3])],
-        Task::Recall if question.len() == 3 => {
+        Task::Recall if !FIELDS.contains(&question[2]) => {
             let at = record(question[1])[0];
             context[at + 3..at + 5].to_vec()
         }
         Task::Recall => vec![field(question[1], question[2])],
-        Task::Lm | Task::Induction => Vec::new(),
+        Task::Lm | Task::Induction | Task::Contexts => Vec::new(),
     }
 }
 
@@ -84,6 +84,7 @@ fn a_solver_that_sees_context_and_question_only_is_always_right() {
                         | Task::FreqWords
                         | Task::Lm
                         | Task::Induction
+                        | Task::Contexts
                         | Task::Recall
                 ) {
                     assert_eq!(example.depth, depth, "{task} at {length}");

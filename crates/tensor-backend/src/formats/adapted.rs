@@ -70,6 +70,15 @@ impl Adapted {
         &self.base
     }
 
+    /// Holds the same base in another format.
+    ///
+    /// # Panics
+    /// If the shape is another.
+    pub fn hold_base_as(&mut self, base: Weight) {
+        assert_eq!(base.shape(), self.base.shape(), "the base of an adapter keeps its shape");
+        *self.base = base;
+    }
+
     /// The factor of the correction.
     pub fn scale(&self) -> f64 {
         self.scale

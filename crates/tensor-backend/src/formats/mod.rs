@@ -8,12 +8,14 @@ mod bitmask;
 mod dense;
 mod packed;
 mod sparse;
+mod tiled;
 
 pub use adapted::Adapted;
 pub use bitmask::Bitmask;
 pub use dense::Dense;
 pub use packed::{Packed, Scales};
 pub use sparse::{Axis, Sparse};
+pub use tiled::Tiled;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -61,6 +63,8 @@ pub enum Weight {
     Dense(Dense),
     /// Integer codes with scales.
     Packed(Packed),
+    /// The same, laid out for the processor.
+    Tiled(Tiled),
     /// N:M sparsity.
     Sparse(Sparse),
     /// Unstructured sparsity.
@@ -75,6 +79,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
+            Weight::Tiled(w) => w.shape(),
             Weight::Sparse(w) => w.shape(),
             Weight::Bitmask(w) => w.shape(),
             Weight::Adapted(w) => w.shape(),
@@ -86,6 +91,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.bytes(),
             Weight::Packed(w) => w.bytes(),
+            Weight::Tiled(w) => w.bytes(),
             Weight::Sparse(w) => w.bytes(),
             Weight::Bitmask(w) => w.bytes(),
             Weight::Adapted(w) => w.bytes(),
@@ -103,6 +109,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.format_name(),
             Weight::Packed(w) => w.format_name(),
+            Weight::Tiled(w) => w.format_name(),
             Weight::Sparse(w) => w.format_name(),
             Weight::Bitmask(w) => w.format_name(),
             Weight::Adapted(w) => w.format_name(),
@@ -114,6 +121,7 @@ impl Weight {
         match self {
             Weight::Dense(_) => Dense::CODE,
             Weight::Packed(_) => Packed::CODE,
+            Weight::Tiled(_) => Tiled::CODE,
             Weight::Sparse(_) => Sparse::CODE,
             Weight::Bitmask(_) => Bitmask::CODE,
             Weight::Adapted(_) => Adapted::CODE,
@@ -125,6 +133,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => Ok(w.to_dense(device)),
             Weight::Packed(w) => Ok(w.to_dense(device)),
+            Weight::Tiled(w) => Ok(w.to_dense(device)),
             Weight::Sparse(w) => Ok(w.to_dense(device)),
             Weight::Bitmask(w) => Ok(w.to_dense(device)),
             Weight::Adapted(w) => w.to_dense(device),
@@ -145,6 +154,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.forward(x),
             Weight::Adapted(w) => w.forward(x),
+            Weight::Tiled(w) if Tiled::takes(&x) => Ok(w.forward(x)),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
                 Ok(times(x, dense.transpose()))

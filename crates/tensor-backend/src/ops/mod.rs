@@ -21,7 +21,7 @@ mod flex;
 mod rms_norm;
 mod rotary;
 mod rows;
-mod simd;
+pub(crate) mod simd;
 mod swiglu;
 #[cfg(all(test, feature = "flex", feature = "autodiff"))]
 mod tests;
@@ -43,6 +43,12 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tens
         return flex::rms_norm(x, gain, eps);
     }
     rms_norm_reference(x, gain, eps)
+}
+
+/// Whether `x` is an f32 tensor of Flex outside autodiff, whose memory kernels may read.
+#[cfg(feature = "flex")]
+pub(crate) fn on_flex<const D: usize>(x: &Tensor<D>) -> bool {
+    flex::has_kernels(x) && !flex::is_tracked(x)
 }
 
 /// `silu(gate) · up`.

@@ -41,7 +41,7 @@ macro_rules! vectorised {
         }
     )*};
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;
 
 /// `a · b + c`, in one rounding where the instruction set has it.
 #[inline(always)]

@@ -1,0 +1,185 @@
+//! Rows of inputs as the kernels read them.
+
+use rayon::prelude::*;
+
+use super::tiles::BLOCK;
+use crate::ops::simd::vectorised;
+
+/// How inputs meet codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// Inputs become 8-bit codes with a scale for every 32; sums of products are whole numbers. Error: that of rounding the
+    /// inputs, half a step of `max |x| / 127` per block.
+    #[default]
+    Int8,
+    /// Inputs stay as they are; error: that of adding in f32.
+    F32,
+}
+
+/// Rows that are multiplied together: as many accumulators as registers hold.
+pub const TOGETHER: usize = 8;
+
+/// Rows of inputs, padded with zeros to whole blocks, in groups of [`TOGETHER`]: within a group the four inputs that meet one
+/// word of a weight stand side by side for all its rows.
+#[derive(Debug, Clone)]
+pub struct Activations {
+    /// How they are held.
+    pub arithmetic: Arithmetic,
+    /// Rows.
+    pub rows: usize,
+    /// Inputs of a row.
+    pub cols: usize,
+    /// Of every group, quad by quad, row by row: four codes.
+    pub(super) codes: Vec<[i8; 4]>,
+    /// Of every group, block by block, row by row: what a code counts.
+    pub(super) scales: Vec<f32>,
+    /// As `scales`: the sum of the codes of a block.
+    pub(super) sums: Vec<i32>,
+    /// Of every group, input by input, row by row: values of [`Arithmetic::F32`].
+    pub(super) values: Vec<f32>,
+}
+
+impl Activations {
+    /// Blocks of a row.
+    pub fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+
+    /// Takes rows `[rows, cols]`; `order` says which input comes at each place, where a weight has its inputs in an order of
+    /// its own.
+    pub fn new(x: &[f32], rows: usize, cols: usize, order: Option<&[u32]>, arithmetic: Arithmetic) -> Self {
+        assert_eq!(x.len(), rows * cols, "inputs");
+        let blocks = cols.div_ceil(BLOCK);
+        // A last group with fewer rows is as narrow as it is: nothing is computed for rows that are not there.
+        let places = rows * blocks;
+        let mut made = Self { arithmetic, rows, cols, codes: vec![], scales: vec![], sums: vec![], values: vec![] };
+        match arithmetic {
+            Arithmetic::Int8 => {
+                made.codes = vec![[0; 4]; places * BLOCK / 4];
+                made.scales = vec![0.0; places];
+                made.sums = vec![0; places];
+            }
+            Arithmetic::F32 => made.values = vec![0.0; places * BLOCK],
+        }
+        // Groups are apart in every buffer, so threads can fill them.
+        let per_group = TOGETHER * blocks;
+        let (codes, scales, sums, values) = (&mut made.codes, &mut made.scales, &mut made.sums, &mut made.values);
+        let fill = |group: usize, mut places: Places<'_>| {
+            let first = group * TOGETHER;
+            let width = TOGETHER.min(rows - first);
+            for row in 0..width {
+                let source = &x[(first + row) * cols..][..cols];
+                for block in 0..blocks {
+                    places.put(block * width, width, row, &take(source, block, order));
+                }
+            }
+        };
+        match arithmetic {
+            Arithmetic::Int8 => {
+                let codes = codes.par_chunks_mut((per_group * BLOCK / 4).max(1));
+                let scales = scales.par_chunks_mut(per_group.max(1));
+                let sums = sums.par_chunks_mut(per_group.max(1));
+                codes.zip(scales).zip(sums).enumerate().for_each(|(group, ((codes, scales), sums))| {
+                    fill(group, Places::Int8 { codes, scales, sums });
+                });
+            }
+            Arithmetic::F32 => {
+                let values = values.par_chunks_mut((per_group * BLOCK).max(1));
+                values.enumerate().for_each(|(group, values)| fill(group, Places::F32(values)));
+            }
+        }
+        made
+    }
+
+    /// What a kernel sees of rows `first..`: its group begins at a multiple of [`TOGETHER`].
+    pub(super) fn group(&self, first: usize) -> Group<'_> {
+        let blocks = self.blocks();
+        let (width, base) = (TOGETHER.min(self.rows - first), first * blocks);
+        let range = base..base + width * blocks;
+        let by = |n: usize| range.start * n..range.end * n;
+        match self.arithmetic {
+            Arithmetic::Int8 => Group {
+                width,
+                codes: &self.codes[by(BLOCK / 4)],
+                scales: &self.scales[range.clone()],
+                sums: &self.sums[range],
+                values: &[],
+            },
+            Arithmetic::F32 => Group { width, codes: &[], scales: &[], sums: &[], values: &self.values[by(BLOCK)] },
+        }
+    }
+}
+
+/// Where a group of rows is put.
+enum Places<'a> {
+    Int8 { codes: &'a mut [[i8; 4]], scales: &'a mut [f32], sums: &'a mut [i32] },
+    F32(&'a mut [f32]),
+}
+
+impl Places<'_> {
+    /// Stores a block of one of `width` rows; `base` places come before the block.
+    fn put(&mut self, base: usize, width: usize, row: usize, x: &[f32; BLOCK]) {
+        match self {
+            Places::Int8 { codes, scales, sums } => {
+                let (found, sum, scale) = quantise(x);
+                scales[base + row] = scale;
+                sums[base + row] = sum;
+                for (quad, found) in found.as_chunks::<4>().0.iter().enumerate() {
+                    codes[base * (BLOCK / 4) + quad * width + row] = *found;
+                }
+            }
+            Places::F32(values) => {
+                for (i, &x) in x.iter().enumerate() {
+                    values[base * BLOCK + i * width + row] = x;
+                }
+            }
+        }
+    }
+}
+
+/// A block of a row, its end filled with zeros.
+fn take(row: &[f32], block: usize, order: Option<&[u32]>) -> [f32; BLOCK] {
+    let mut taken = [0.0; BLOCK];
+    let range = block * BLOCK..((block + 1) * BLOCK).min(row.len());
+    match order {
+        None => taken[..range.len()].copy_from_slice(&row[range]),
+        Some(order) => taken.iter_mut().zip(&order[range]).for_each(|(x, &i)| *x = row[i as usize]),
+    }
+    taken
+}
+
+/// Rows that are multiplied together.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    pub(super) width: usize,
+    pub(super) codes: &'a [[i8; 4]],
+    pub(super) scales: &'a [f32],
+    pub(super) sums: &'a [i32],
+    pub(super) values: &'a [f32],
+}
+
+vectorised! {
+    /// Codes between −127 and 127, their sum, and what one of them counts.
+    fn quantise(x: &[f32; BLOCK]) -> ([i8; BLOCK], i32, f32) {
+        let _ = FMA;
+        let mut largest = [0.0f32; BLOCK / 2];
+        for (i, largest) in largest.iter_mut().enumerate() {
+            let (a, b) = (x[i].abs(), x[i + BLOCK / 2].abs());
+            *largest = if a > b { a } else { b };
+        }
+        let scale = largest.iter().fold(0.0f32, |largest, &x| if x > largest { x } else { largest }) / 127.0;
+        // Of a block of zeros, and of one so small that its scale is not: zeros.
+        let inverse = scale.recip();
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+        // Adding 1.5 · 2²³ rounds to the nearest whole number, halves to even, and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let mut codes = [0i8; BLOCK];
+        let mut sum = 0;
+        for (code, x) in codes.iter_mut().zip(x) {
+            let whole = ((x * inverse + ROUND).to_bits() as i32) << 9 >> 9;
+            *code = whole as i8;
+            sum += i32::from(*code);
+        }
+        (codes, sum, scale)
+    }
+}
