@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kindling_model::checkpoint::DType;
 use kindling_tensor_backend::device::DeviceName;
+use kindling_tensor_backend::kernels::Arithmetic;
 
 /// Printed when no command is given: what a newcomer needs, and where the rest is.
 pub(crate) const SHORT_HELP: &str = "\
@@ -125,6 +126,9 @@ pub(crate) struct Eval {
     /// Directory of an adapter for it, in PEFT's layout.
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// How packed weights meet their inputs: rounded to 8 bits per block of 32, or as they are.
+    #[arg(long, value_enum, default_value_t = Inputs::F32)]
+    pub(crate) inputs: Inputs,
     /// Text in UTF-8. It is tokenised once, then cut into windows; the ragged rest is dropped.
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
@@ -150,6 +154,9 @@ pub(crate) struct Generate {
     /// Directory of an adapter for it, in PEFT's layout.
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// How packed weights meet their inputs: rounded to 8 bits per block of 32, or as they are.
+    #[arg(long, value_enum, default_value_t = Inputs::Int8)]
+    pub(crate) inputs: Inputs,
     /// The text to continue.
     #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
     pub(crate) prompt: Option<String>,
@@ -574,6 +581,25 @@ pub(crate) struct Training {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What packed weights are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Inputs {
+    /// Whole numbers: as fast as the memory gives the weights.
+    Int8,
+    /// The inputs as they are.
+    F32,
+}
+
+impl Inputs {
+    /// As the kernels call it.
+    pub(crate) fn arithmetic(self) -> Arithmetic {
+        match self {
+            Inputs::Int8 => Arithmetic::Int8,
+            Inputs::F32 => Arithmetic::F32,
+        }
+    }
 }
 
 /// Floating-point types of a checkpoint.

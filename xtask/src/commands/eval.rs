@@ -21,7 +21,7 @@ pub(crate) fn run(args: &Eval, device_name: DeviceName) -> Result<()> {
     kindling_model::evaluate::windows(&ids, args.window).map_err(|error| user(format!("{name}: {error}")))?;
 
     let cx = Cx::new(0).with_progress(progress::for_stderr());
-    let model = super::load(&files, args.adapter.as_deref(), &device)?;
+    let model = super::load(&files, args.adapter.as_deref(), args.inputs, &device)?;
     cx.progress().begin("windows", (ids.len() / args.window) as u64);
     let found = perplexity(&model, &ids, args.window, |windows| cx.progress().advance(windows as u64))?;
     cx.progress().end();

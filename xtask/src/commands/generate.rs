@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
         stop: args.stop.clone(),
     };
 
-    let model = super::load(&files, args.adapter.as_deref(), &device)?;
+    let model = super::load(&files, args.adapter.as_deref(), args.inputs, &device)?;
     let cancel = signal::cancel_flag()?;
     let mut out = std::io::stdout().lock();
     let (start, mut prefilled, mut unprinted) = (Instant::now(), None, None);

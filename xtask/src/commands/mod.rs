@@ -26,7 +26,7 @@ use kindling_model::layers::projections_of_block;
 use kindling_model::{Decoder, ModelFiles};
 use kindling_tensor_backend::device::DeviceName;
 
-use crate::cli::Command;
+use crate::cli::{Command, Inputs};
 use crate::error::OrUser;
 
 /// Runs a command on this device.
@@ -62,12 +62,13 @@ fn named_model(model: &Option<PathBuf>) -> PathBuf {
 }
 
 /// A model with its adapter, if there is one.
-fn load(files: &ModelFiles, adapter: Option<&Path>, device: &Device) -> Result<Decoder> {
+fn load(files: &ModelFiles, adapter: Option<&Path>, inputs: Inputs, device: &Device) -> Result<Decoder> {
     let mut model = Decoder::load_dense(files, device)?;
     if let Some(dir) = adapter {
         kindling_model::adapter::load(&mut model, dir)?;
     }
     model.prepare()?;
+    model.set_arithmetic(inputs.arithmetic());
     Ok(model)
 }
 

@@ -53,10 +53,13 @@ pub(crate) struct Plan<'a> {
     pub patience: u64,
 }
 
+/// Gives a step its rows, which may depend on what the model has learnt so far.
+pub(crate) type RowsOf<'a, M> = dyn FnMut(u64, &Trainer<M>) -> Result<Vec<Row>> + 'a;
+
 /// Runs the steps that are left. `data` gives the rows of a step, `evaluate` a figure of which less is better.
 pub(crate) fn run<M: LanguageModel + Clone>(
     trainer: &mut Trainer<M>,
-    data: &mut dyn FnMut(u64, &Trainer<M>) -> Result<Vec<Row>>,
+    data: &mut RowsOf<'_, M>,
     plan: &Plan<'_>,
     cx: &Cx,
     evaluate: &mut dyn FnMut(&Trainer<M>) -> Result<f64>,

@@ -154,7 +154,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.forward(x),
             Weight::Adapted(w) => w.forward(x),
-            Weight::Tiled(w) if Tiled::takes(&x) => Ok(w.forward(x)),
+            Weight::Tiled(w) if w.takes(&x) => Ok(w.forward(x)),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
                 Ok(times(x, dense.transpose()))

@@ -9,8 +9,14 @@ use kindling_core::quantized::Granularity;
 
 use super::packed::{Packed, Scales};
 use super::to_tensor;
+#[cfg(feature = "flex")]
+use crate::kernels::has_kernels;
 use crate::kernels::tiles::{BLOCK, ROWS};
 use crate::kernels::{Activations, Arithmetic, Codes, Source, TileScales, Tiles, product};
+
+/// From so many rows on f32 products go through the dense weight.
+#[cfg(feature = "flex")]
+const DENSE_FROM: usize = 64;
 
 /// A quantised weight in tiles of 16 rows.
 #[derive(Debug, Clone)]
@@ -106,10 +112,13 @@ impl Tiled {
         Some(Self { tiles: Arc::new(tiles), arithmetic: first.arithmetic, name: first.name.clone() })
     }
 
-    /// Whether the kernels can take these activations.
-    pub(super) fn takes(x: &Tensor<3>) -> bool {
+    /// Whether the kernels are the best way for these activations. In f32 many rows go faster through the dense product:
+    /// unfolding the weight is a small part of it then.
+    pub(super) fn takes(&self, x: &Tensor<3>) -> bool {
         #[cfg(feature = "flex")]
-        return crate::ops::on_flex(x);
+        return crate::ops::on_flex(x)
+            && (self.arithmetic == Arithmetic::Int8 || x.dims()[0] * x.dims()[1] < DENSE_FROM)
+            && has_kernels(self.arithmetic);
         #[cfg(not(feature = "flex"))]
         {
             let _ = x;

@@ -259,14 +259,44 @@ impl Tiles {
     /// All weights `[rows, cols]`, inputs in their own order.
     pub fn to_host(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows * self.cols];
-        for (row, values) in values.chunks_mut(self.cols.max(1)).enumerate() {
-            for place in 0..self.cols {
-                let input = self.order.as_ref().map_or(place, |order| order[place] as usize);
-                values[input] = self.weight(row, place);
-            }
-        }
+        values.par_chunks_mut(self.cols.max(1)).enumerate().for_each(|(row, values)| match &self.order {
+            None => self.unfold_row(row, values),
+            Some(order) => order.iter().enumerate().for_each(|(at, &i)| values[i as usize] = self.weight(row, at)),
+        });
         values
     }
+
+    /// A row whose inputs stand in their own order.
+    fn unfold_row(&self, row: usize, values: &mut [f32]) {
+        let (width, lane) = (usize::from(self.bits), row % ROWS);
+        let per_group = self.blocks_per_group * BLOCK;
+        let registers = self.tile(row / ROWS);
+        for (group, values) in values.chunks_mut(per_group).enumerate() {
+            let (scale, zero) = (self.scale(row, group), f32::from(self.zero(row, group)));
+            for (block, values) in values.chunks_mut(BLOCK).enumerate() {
+                let registers = &registers[(group * self.blocks_per_group + block) * width..][..width];
+                let codes = match width {
+                    2 => codes_of::<2>(registers, lane),
+                    4 => codes_of::<4>(registers, lane),
+                    8 => codes_of::<8>(registers, lane),
+                    _ => std::array::from_fn(|i| get(registers, self.bits, lane, i)),
+                };
+                values.iter_mut().zip(codes).for_each(|(value, code)| *value = scale * (f32::from(code) - zero));
+            }
+        }
+    }
+}
+
+/// The codes of a lane's block.
+fn codes_of<const BITS: usize>(registers: &[Register], lane: usize) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    for (register, codes) in registers.iter().zip(codes.chunks_mut(32 / BITS)) {
+        let word = register.0[lane];
+        for (i, code) in codes.iter_mut().enumerate() {
+            *code = (word >> (8 * (i % 4) + BITS * (i / 4))) as u8 & (((1u32 << BITS) - 1) as u8);
+        }
+    }
+    codes
 }
 
 /// A word of consecutive codes as a tile has it: code `4 q + j` in byte `j`, `q · bits` bits up.

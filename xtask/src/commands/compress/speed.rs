@@ -8,6 +8,7 @@ use burn::tensor::Device;
 use kindling_core::{Cx, KvStore};
 use kindling_model::compress::CalibrationSet;
 use kindling_model::{Decoder, ModelFiles, Wanted};
+use kindling_tensor_backend::kernels::Arithmetic;
 
 use crate::commands::logits::values;
 use crate::report::Report;
@@ -42,7 +43,10 @@ pub(super) fn compare(
     cx.progress().begin("speed", 2);
     let before = measure(&Decoder::load(dense, device)?, &ids)?;
     cx.progress().advance(1);
-    let after = measure(&Decoder::load(&ModelFiles::open(compressed)?, device)?, &ids)?;
+    // As `generate` runs it.
+    let mut small = Decoder::load(&ModelFiles::open(compressed)?, device)?;
+    small.set_arithmetic(Arithmetic::Int8);
+    let after = measure(&small, &ids)?;
     cx.progress().end();
     Ok((Some(before), Some(after)))
 }
