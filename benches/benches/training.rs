@@ -42,7 +42,7 @@ fn training(criterion: &mut Criterion) {
         (16, &[plain[0], plain[1], workers[0], workers[1], workers[2], ("blocks again", 4, 2, true)])
     };
     for (name, micro_rows, workers, checkpoint_blocks) in variants {
-        let model = Decoder::load(&files, &device().autodiff()).expect("a complete checkpoint");
+        let model = Decoder::load_dense(&files, &device().autodiff()).expect("a complete checkpoint");
         let rows = rows(count, files.spec().vocab_size);
         let options = options(*micro_rows, *workers, *checkpoint_blocks);
         let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).expect("trainable");

@@ -293,7 +293,7 @@ fn initial(
         let model = config.model_json(begin, end);
         random_checkpoint(&model, DType::F32, &dir, u64::MAX, cx)?;
     }
-    Ok(Decoder::load(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
+    Ok(Decoder::load_dense(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
 }
 
 /// The windows of every stage.

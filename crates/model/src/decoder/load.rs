@@ -1,10 +1,13 @@
 //! From files to blocks: which tensors a block reads and how their formats become weights.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use kindling_core::{OutputHead, ParameterMut};
 use kindling_tensor_backend::formats::{Dense, Packed, Weight};
+use kindling_tensor_backend::kernels::HalfRows;
+use kindling_tensor_backend::ops::half_product;
 
 use super::attention::{Attention, Inputs, LatentQuery};
 use super::block::{DecoderBlock, Mlp};
@@ -244,6 +247,7 @@ impl ModelFiles {
             embedding: matrix(EMBEDDING)?,
             norm: self.last_norm(device)?,
             matrix: if self.spec.tied { None } else { Some(matrix(HEAD)?) },
+            half: None,
             softcap: self.spec.logit_softcap,
         })
     }
@@ -286,10 +290,42 @@ pub struct Ends {
     norm: RmsNorm,
     /// The output matrix where it is not the embedding.
     matrix: Option<Tensor<2>>,
+    /// The output matrix in half the bytes, where it has no more digits.
+    half: Option<Arc<HalfRows>>,
     softcap: Option<f64>,
 }
 
+/// Up to so many rows the output matrix is read faster than it is multiplied.
+const FEW_ROWS: usize = 8;
+
 impl Ends {
+    /// Holds the output matrix in bf16 too if that loses nothing.
+    pub(super) fn prepare(&mut self) -> Result<()> {
+        let matrix = self.matrix.as_ref().unwrap_or(&self.embedding);
+        let [rows, cols] = matrix.dims();
+        let values = matrix.clone().into_data().convert::<f32>().try_to_vec::<f32>();
+        let values = values.map_err(|error| ModelError::Input(format!("output matrix: {error:?}")))?;
+        self.half = HalfRows::exactly(&values, rows, cols).map(Arc::new);
+        Ok(())
+    }
+
+    /// Logits of normed states, `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
+    pub(super) fn logits(&self, normed: Tensor<3>) -> Tensor<3> {
+        let [batch, tokens, hidden] = normed.dims();
+        if let Some(half) = &self.half
+            && batch * tokens <= FEW_ROWS
+            && let Some(logits) = half_product(&normed.clone().reshape([batch * tokens, hidden]), half)
+        {
+            let logits = match self.softcap {
+                Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+                None => logits,
+            };
+            let [_, vocabulary] = logits.dims();
+            return logits.reshape([batch, tokens, vocabulary]);
+        }
+        self.head().logits(normed)
+    }
+
     pub(super) fn embed(&self, ids: &[Vec<u32>], spec: &Spec, device: &Device) -> Result<Tensor<3>> {
         let [rows, tokens] = [ids.len(), ids.first().map_or(0, Vec::len)];
         let index = ids_tensor(ids, device).reshape([rows * tokens]);
@@ -304,6 +340,8 @@ impl Ends {
     }
 
     pub(super) fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
+        // It would not follow a change.
+        self.half = None;
         let mut list = vec![
             (EMBEDDING.to_string(), ParameterMut::Matrix(&mut self.embedding)),
             (FINAL_NORM.to_string(), ParameterMut::Vector(self.norm.gain_mut())),
@@ -315,7 +353,8 @@ impl Ends {
     /// Bytes in memory; a matrix that is both embedding and head counts once.
     pub fn bytes(&self) -> usize {
         let matrices = if self.matrix.is_some() { 2 } else { 1 };
-        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.norm.bytes()
+        let half = self.half.as_ref().map_or(0, |half| half.bytes());
+        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.norm.bytes() + half
     }
 }
 

@@ -101,7 +101,7 @@ impl Decoder {
             block.repack(&self.device)?;
             block.stack();
         }
-        Ok(())
+        self.ends.prepare()
     }
 
     /// What the model computes.
@@ -203,7 +203,7 @@ impl Decoder {
         if let Some(hidden) = hidden {
             hidden.push(x.clone());
         }
-        Ok(self.ends.head().logits(x))
+        Ok(self.ends.logits(x))
     }
 }
 

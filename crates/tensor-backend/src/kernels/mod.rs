@@ -5,13 +5,15 @@
 //! | [`tiles`] | [`Tiles`]: codes laid out so that every lane of a register is a row of the matrix |
 //! | [`activations`] | [`Activations`]: rows of inputs, in f32 or as 8-bit codes per block |
 //! | `scalar` | the plain twin: the same sums, one at a time |
-//! | `avx512`, `avx2` | the same for x86-64 |
+//! | `avx512` | the same for x86-64 with AVX-512; other processors unfold the weight |
+//! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 |
 //!
 //! Two ways to multiply ([`Arithmetic`]): in whole numbers, with inputs rounded to 8 bits per block of 32, exact but for
 //! that rounding; or in f32 with the inputs as they are. Sources of the ideas: the CPU kernels of ggml-org/llama.cpp (whole
 //! numbers, interleaved rows), Wei et al., "T-MAC", arXiv 2407.00088 (tables in registers).
 
 pub mod activations;
+mod half_rows;
 pub mod tiles;
 
 #[cfg(target_arch = "x86_64")]
@@ -22,5 +24,6 @@ mod scalar;
 mod tests;
 
 pub use activations::{Activations, Arithmetic};
+pub use half_rows::HalfRows;
 pub use product::{has_kernels, product};
 pub use tiles::{Codes, Source, TileScales, Tiles};

@@ -1,7 +1,7 @@
 //! One loop, compiled for several instruction sets, chosen at run time.
 
 /// Lanes that sums are kept in: one AVX-512 register. The order of additions is the same on every machine.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Defines functions whose loops the compiler vectorises for AVX-512, for AVX2 and for the baseline; a call picks the
 /// widest that this processor has. The body must be plain safe code.
@@ -45,7 +45,7 @@ pub(crate) use vectorised;
 
 /// `a · b + c`, in one rounding where the instruction set has it.
 #[inline(always)]
-pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub(crate) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
@@ -88,7 +88,7 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
 
 /// Sum of the lanes by halves.
 #[inline(always)]
-pub(super) fn total(mut lanes: [f32; LANES]) -> f32 {
+pub(crate) fn total(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
