@@ -1,0 +1,99 @@
+//! Products with packed weights, 2048 × 2048, over so many matrices that none stays in the cache.
+//!
+//! Floor of one row: the bytes of the weights over the memory's bandwidth (`doctor`). Floor of many rows: two operations a
+//! weight and row at the rate of the 8-bit product, 64 a cycle and core with AVX-512 VNNI.
+
+use std::hint::black_box;
+
+use burn::tensor::{Tensor, TensorData};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::f16;
+use kindling_benches::{device, is_smoke_test, normals};
+use kindling_tensor_backend::kernels::{Activations, Arithmetic, Codes, HalfRows, Source, TileScales, Tiles, product};
+
+fn size() -> usize {
+    if is_smoke_test() { 64 } else { 2048 }
+}
+
+/// Matrices of 4 bits that exceed a cache of 64 MiB.
+fn count() -> usize {
+    if is_smoke_test() { 2 } else { 64 }
+}
+
+fn tiles(bits: u8, group: usize) -> Tiles {
+    let size = size();
+    let code = |row: usize, i: usize| ((row * 31 + i * 17) % (1 << bits)) as u8;
+    let codes = Codes::Function(&code);
+    let source = Source { rows: size, cols: size, bits, group, codes, zero: None, order: None };
+    let scales = (0..size * size / group).map(|i| f16::from_f32(0.01 + (i % 7) as f32 * 1e-3)).collect();
+    Tiles::new(&source, TileScales::F16(scales))
+}
+
+fn one_row(criterion: &mut Criterion) {
+    let (size, count) = (size(), count());
+    let x = normals("x", size);
+    let mut out = vec![0.0; size];
+    let mut group = criterion.benchmark_group("one row");
+    for (bits, per_scale) in [(4, 32), (4, 64), (8, 32), (3, 64), (2, 64)] {
+        let all = vec![tiles(bits, per_scale); count];
+        group.throughput(Throughput::Bytes(all[0].bytes() as u64));
+        for arithmetic in [Arithmetic::Int8, Arithmetic::F32] {
+            let mut at = 0;
+            group.bench_function(format!("{bits} bits, groups of {per_scale}, {arithmetic:?}"), |bencher| {
+                bencher.iter(|| {
+                    let x = Activations::new(&x, 1, size, None, arithmetic);
+                    product(&all[at % count], &x, &mut out);
+                    at += 1;
+                });
+            });
+        }
+    }
+    let values: Vec<f32> = normals("w", size * size).iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
+    let all = vec![HalfRows::exactly(&values, size, size).expect("rounded to bf16"); count];
+    group.throughput(Throughput::Bytes(all[0].bytes() as u64));
+    let mut at = 0;
+    group.bench_function("bf16", |bencher| {
+        bencher.iter(|| {
+            at += 1;
+            all[at % count].product(&x, 1)
+        });
+    });
+    let dense = Tensor::<2>::from_data(TensorData::new(values, [size, size]), &device());
+    let all: Vec<Tensor<2>> = (0..count).map(|i| dense.clone().mul_scalar(1.0 + i as f32)).collect();
+    let row = Tensor::<2>::from_data(TensorData::new(x.clone(), [1, size]), &device());
+    group.throughput(Throughput::Bytes(4 * (size * size) as u64));
+    group.bench_function("f32, burn", |bencher| {
+        bencher.iter(|| {
+            at += 1;
+            black_box(row.clone().matmul(all[at % count].clone()).into_data())
+        });
+    });
+    group.finish();
+}
+
+fn many_rows(criterion: &mut Criterion) {
+    let size = size();
+    let rows = if is_smoke_test() { 3 } else { 512 };
+    let x = normals("x", rows * size);
+    let mut out = vec![0.0; rows * size];
+    let mut group = criterion.benchmark_group(format!("{rows} rows"));
+    group.sample_size(20).throughput(Throughput::Elements((2 * rows * size * size) as u64));
+    for (bits, per_scale) in [(4, 32), (4, 64), (8, 32), (3, 64), (2, 64)] {
+        let weight = tiles(bits, per_scale);
+        group.bench_function(format!("{bits} bits, groups of {per_scale}, Int8"), |bencher| {
+            bencher.iter(|| {
+                let x = Activations::new(&x, rows, size, None, Arithmetic::Int8);
+                product(&weight, &x, &mut out);
+            });
+        });
+    }
+    let matrix = |name: &str, rows: usize| {
+        Tensor::<2>::from_data(TensorData::new(normals(name, rows * size), [rows, size]), &device())
+    };
+    let (x, w) = (matrix("x", rows), matrix("w", size));
+    group.bench_function("f32, burn", |bencher| bencher.iter(|| black_box(x.clone().matmul(w.clone()).into_data())));
+    group.finish();
+}
+
+criterion_group!(benches, one_row, many_rows);
+criterion_main!(benches);
