@@ -57,7 +57,7 @@ pub mod kv;
 #[cfg(feature = "tensor")]
 pub mod random;
 #[cfg(feature = "tensor")]
-pub mod sampling;
+pub use kindling_core::sampling;
 #[cfg(feature = "tensor")]
 pub mod tasks;
 #[cfg(feature = "tensor")]

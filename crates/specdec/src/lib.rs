@@ -1,0 +1,3 @@
+//! Speculative decoding: guess several tokens, verify them in one pass of the target, never change the text.
+
+pub mod verify;
