@@ -177,11 +177,10 @@ impl IndexBuilder {
         for group in shards.chunks(self.options.threads) {
             let built: Vec<Built> = pool.install(|| group.par_iter().map(|shard| self.build(shard.clone())).collect());
             for shard in built {
-                let mut parts = ShardParts { suffixes: shard.order.len() / 4, ..ShardParts::default() };
+                let mut parts = ShardParts { suffixes: shard.order.len(), ..ShardParts::default() };
                 let sections = [&mut parts.text, &mut parts.order, &mut parts.top];
-                for (section, (bytes, checksum)) in
-                    sections.into_iter().zip([&shard.text, &shard.order, &shard.top].into_iter().zip(shard.checksums))
-                {
+                let bytes = [&shard.text[..], bytemuck::cast_slice(&shard.order), &shard.top];
+                for ((section, bytes), checksum) in sections.into_iter().zip(bytes).zip(shard.checksums) {
                     out.seek(SeekFrom::Start(at as u64)).map_err(fail)?;
                     out.write_all(bytes).map_err(fail)?;
                     *section = Section { bytes: at..at + bytes.len(), checksum };
@@ -224,7 +223,10 @@ impl IndexBuilder {
                 sorted(&wide.map(|token| token.min(self.vocab as u32)).collect::<Vec<_>>(), self.vocab + 1)
             }
         };
-        let order: Vec<u32> = order.into_iter().filter(|&at| (at as usize) < suffixes).collect();
+        let mut order = order;
+        if text.len() / width > suffixes {
+            order.retain(|&at| (at as usize) < suffixes);
+        }
         let mut top = Vec::with_capacity(suffixes.div_ceil(STRIDE) * KEY);
         for &at in order.iter().step_by(STRIDE) {
             let suffix = &text[at as usize * width..];
@@ -233,8 +235,8 @@ impl IndexBuilder {
             key[..len].copy_from_slice(&suffix[..len]);
             top.extend_from_slice(&key);
         }
-        let order: Vec<u8> = order.iter().flat_map(|at| at.to_le_bytes()).collect();
-        let checksums = [checksum(&text), checksum(&order), checksum(&top)];
+        order.iter_mut().for_each(|at| *at = at.to_le());
+        let checksums = [checksum(&text), checksum(bytemuck::cast_slice(&order)), checksum(&top)];
         Built { text, order, top, checksums }
     }
 }
@@ -242,7 +244,7 @@ impl IndexBuilder {
 /// The sections of a shard.
 struct Built {
     text: Vec<u8>,
-    order: Vec<u8>,
+    order: Vec<u32>,
     top: Vec<u8>,
     checksums: [[u8; 32]; 3],
 }

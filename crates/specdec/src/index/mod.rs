@@ -253,9 +253,13 @@ impl<B: AsRef<[u8]>> Index<B> {
         let (mut known, mut failed) = (0, most + 1);
         let mut at = guess.clamp(1, most.max(1));
         let (mut up, mut down) = (1, 1);
+        // Where the longest known end first occurs: shard and rank.
+        let mut first = None;
         while known + 1 < failed {
-            if self.shards().any(|shard| shard.contains(end(at))) {
-                known = at;
+            let query = end(at);
+            let hit = self.shards().enumerate().find_map(|(i, shard)| Some((i, shard.first(query)?)));
+            if hit.is_some() {
+                (known, first) = (at, hit);
                 at += up;
                 up *= 2;
             } else {
@@ -269,7 +273,12 @@ impl<B: AsRef<[u8]>> Index<B> {
         }
         found.len = known;
         found.ranks.clear();
-        found.ranks.extend(self.shards().map(|shard| shard.find(end(known))));
+        let query = end(known);
+        found.ranks.extend(self.shards().enumerate().map(|(i, shard)| match first {
+            Some((at, _)) if i < at => 0..0,
+            Some((at, rank)) if i == at => shard.all_from(rank, query),
+            _ => shard.find(query),
+        }));
     }
 
     /// What follows the n-gram that occurs at a match.

@@ -104,9 +104,14 @@ impl<'a> Shard<'a> {
         some(lower..self.upper(lower, query))
     }
 
-    /// Whether `query` occurs.
-    pub(super) fn contains(&self, query: &[u8]) -> bool {
-        self.suffix(self.lower(query)).starts_with(query)
+    /// The first rank whose suffix begins with `query`.
+    pub(super) fn first(&self, query: &[u8]) -> Option<usize> {
+        Some(self.lower(query)).filter(|&rank| self.suffix(rank).starts_with(query))
+    }
+
+    /// The ranks that begin with `query`, the first of which is known.
+    pub(super) fn all_from(&self, first: usize, query: &[u8]) -> Ranks {
+        first..self.upper(first, query)
     }
 
     /// The ranks among `ranks`, which agree in their first `depth` tokens, whose next token is `token`.
