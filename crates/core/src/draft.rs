@@ -177,19 +177,6 @@ pub struct Room {
     pub batch: usize,
 }
 
-/// What a round cost, for those who choose how much to guess.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Round {
-    /// Nodes that were verified, over the whole batch.
-    pub drafted: usize,
-    /// Tokens of text before the round.
-    pub context: usize,
-    /// How many texts grew together.
-    pub batch: usize,
-    /// Time of the round: guessing, verifying, choosing.
-    pub seconds: f64,
-}
-
 /// Guesses what comes next in one text.
 ///
 /// A drafter may be wrong in every way: verification never lets it change the text. Only [`begin`](Self::begin) and
@@ -224,9 +211,10 @@ pub trait Drafter: Send {
         let _ = (token, best);
     }
 
-    /// What the last round cost.
-    fn measured(&mut self, round: &Round) {
-        let _ = round;
+    /// Whether the confidences of its guesses are probabilities that can be relied on: then guesses that cost more time
+    /// than they can be expected to save are not verified.
+    fn is_calibrated(&self) -> bool {
+        false
     }
 }
 

@@ -163,7 +163,7 @@ impl Header {
             let top = parts.suffixes.div_ceil(STRIDE).checked_mul(KEY);
             let fits = parts.suffixes.checked_mul(4) == Some(parts.order.bytes.len())
                 && top == Some(parts.top.bytes.len())
-                && parts.text.bytes.len() % width == 0
+                && parts.text.bytes.len().is_multiple_of(width)
                 && parts.text.bytes.len() / width >= parts.suffixes;
             if !fits {
                 return Err(bad(format!("the parts of shard {} do not fit together", i + 1)));

@@ -18,6 +18,7 @@ mod build;
 mod cursor;
 mod error;
 mod format;
+mod majority;
 mod sais;
 mod search;
 #[cfg(test)]
@@ -50,13 +51,12 @@ pub struct Index<B> {
     header: Header,
 }
 
-impl<B: AsRef<[u8]>> fmt::Debug for Index<B> {
+impl<B> fmt::Debug for Index<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Index")
-            .field("tokens", &self.tokens())
-            .field("documents", &self.documents())
-            .field("vocab", &self.vocab_size())
-            .finish()
+            .field("tokens", &self.header.tokens)
+            .field("vocab", &self.header.vocab)
+            .finish_non_exhaustive()
     }
 }
 
