@@ -277,7 +277,7 @@ fn an_equal_model_is_always_right_and_drawn_guesses_keep_the_law() {
         let drafter = ModelDrafter::new(other, 4, 4, hot(seed), 0, ModelConfig::default()).unwrap();
         let written = generate(
             &mut toy.clone(),
-            &[request.clone()],
+            std::slice::from_ref(&request),
             &mut [Box::new(drafter)],
             &Limits { guesses: 4, tokens: 4 },
             &mut CostModel::default(),
