@@ -7,6 +7,26 @@ use memmap2::Mmap;
 
 use super::error::{CheckpointError, Result};
 
+/// A whole file in memory, read-only, shared with every process that maps it.
+#[derive(Debug)]
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        map(path.as_ref()).map(Self)
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Maps a whole file, read-only.
 #[allow(unsafe_code)]
 pub(super) fn map(path: &Path) -> Result<Mmap> {

@@ -30,5 +30,6 @@ pub use error::{CheckpointError, HeaderError, IndexError, Result};
 pub use header::{Header, TensorEntry};
 pub use hub::{Env, HubId, process_env};
 pub use index::{INDEX_FILE, ShardIndex};
+pub use mmap::MappedFile;
 pub use reader::{Checkpoint, SINGLE_FILE, TensorInfo, TensorView};
 pub use writer::{OutTensor, ShardInfo, Writer, WriterOptions};
