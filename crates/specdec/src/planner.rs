@@ -15,7 +15,8 @@ const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
 const ASSUMED: f64 = 0.05;
 
-/// Time of a round by number of guesses: medians of measurements, by powers of two of texts and context.
+/// Time of a round by number of guesses: lower quartiles of the newest measurements, by powers of two of texts and
+/// context. Whatever else the machine does only adds to a time, so low ones tell more than high ones.
 #[derive(Debug, Clone, Default)]
 pub struct CostModel {
     rows: BTreeMap<(u32, u32), Row>,
@@ -38,12 +39,12 @@ impl Row {
 
     /// Times of 0, 1, …, `most` guesses; never less for more.
     fn times(&self, most: usize) -> Vec<f64> {
-        let median = |times: &[f64]| {
+        let usual = |times: &[f64]| {
             let mut times = times.to_vec();
             times.sort_unstable_by(f64::total_cmp);
-            times[times.len() / 2]
+            times[times.len() / 4]
         };
-        let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, (times, _))| (k, median(times))).collect();
+        let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, (times, _))| (k, usual(times))).collect();
         let mut highest = 0.0f64;
         for (_, time) in &mut known {
             highest = highest.max(*time);
@@ -100,14 +101,14 @@ impl CostModel {
         }
     }
 
-    /// Measures rounds of some numbers of guesses, three times each, behind the end of `text`, whose newest token is
+    /// Measures rounds of some numbers of guesses, five times each, behind the end of `text`, whose newest token is
     /// `last`; leaves the text as it was.
     ///
     /// # Errors
     /// Those of the target.
     pub fn measure(&mut self, target: &mut dyn Target, text: usize, last: u32, guesses: &[usize]) -> Result<()> {
         let from = target.len(text);
-        for _ in 0..3 {
+        for _ in 0..5 {
             for &k in guesses {
                 let start = std::time::Instant::now();
                 target.forward(&[Input::chain(text, vec![last; k + 1])], false)?;
