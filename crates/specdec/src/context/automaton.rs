@@ -27,18 +27,21 @@ struct Node {
     first: u32,
     /// Occurrences, as far as counted.
     count: u32,
-    /// Its newest edge.
-    edges: u32,
+    /// The token of its newest edge; `NONE`: it has none.
+    newest: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Edge {
+    /// `NONE`: the slot is free.
     from: State,
     token: u32,
     to: State,
-    /// The next older edge of the same state.
+    /// The token of the next older edge of the same state.
     older: u32,
 }
+
+const FREE: Edge = Edge { from: NONE, token: 0, to: 0, older: NONE };
 
 /// Where a text ends: its class, and that of its last tokens up to the depth of counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,9 +60,9 @@ impl Location {
 #[derive(Debug, Clone)]
 pub struct SuffixAutomaton {
     nodes: Vec<Node>,
-    edges: Vec<Edge>,
-    /// Open addressing over `edges`: from (state, token) to the place of the edge; a power of two long.
-    table: Vec<u32>,
+    /// Open addressing by state and token, a power of two long: finding an edge is one access to memory.
+    table: Vec<Edge>,
+    edges: usize,
     depth: u32,
     tokens: u32,
 }
@@ -67,11 +70,11 @@ pub struct SuffixAutomaton {
 impl SuffixAutomaton {
     /// An empty automaton that counts n-grams up to `depth` tokens; 0 counts nothing.
     pub fn new(depth: usize) -> Self {
-        let root = Node { len: 0, link: NONE, first: 0, count: 0, edges: NONE };
+        let root = Node { len: 0, link: NONE, first: 0, count: 0, newest: NONE };
         Self {
             nodes: vec![root],
-            edges: Vec::new(),
-            table: vec![NONE; 64],
+            edges: 0,
+            table: vec![FREE; 64],
             depth: depth.min(1 << 20) as u32,
             tokens: 0,
         }
@@ -89,24 +92,18 @@ impl SuffixAutomaton {
 
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>()
-            + self.edges.capacity() * size_of::<Edge>()
-            + self.table.capacity() * 4
+        self.nodes.capacity() * size_of::<Node>() + self.table.capacity() * size_of::<Edge>()
     }
 
     fn slot(&self, from: State, token: u32) -> usize {
         let mask = self.table.len() - 1;
         let key = u64::from(from) << 32 | u64::from(token);
-        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) as usize & mask;
+        // The top bits of the product depend on all bits of the key.
+        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - mask.count_ones())) as usize;
         loop {
-            match self.table[at] {
-                NONE => return at,
-                edge => {
-                    let edge = &self.edges[edge as usize];
-                    if (edge.from, edge.token) == (from, token) {
-                        return at;
-                    }
-                }
+            let edge = &self.table[at];
+            if edge.from == NONE || (edge.from, edge.token) == (from, token) {
+                return at;
             }
             at = (at + 1) & mask;
         }
@@ -114,24 +111,19 @@ impl SuffixAutomaton {
 
     /// The class of the n-grams of `state` continued by `token`, if they occur.
     pub fn next(&self, state: State, token: u32) -> Option<State> {
-        match self.table[self.slot(state, token)] {
-            NONE => None,
-            edge => Some(self.edges[edge as usize].to),
-        }
+        let edge = &self.table[self.slot(state, token)];
+        (edge.from != NONE).then_some(edge.to)
     }
 
     fn add_edge(&mut self, slot: usize, from: State, token: u32, to: State) {
-        let edge = self.edges.len() as u32;
-        let node = &mut self.nodes[from as usize];
-        self.edges.push(Edge { from, token, to, older: node.edges });
-        node.edges = edge;
-        self.table[slot] = edge;
-        if 2 * self.edges.len() > self.table.len() {
-            self.table = vec![NONE; 4 * self.table.len()];
-            for edge in 0..self.edges.len() {
-                let Edge { from, token, .. } = self.edges[edge];
-                let slot = self.slot(from, token);
-                self.table[slot] = edge as u32;
+        let older = std::mem::replace(&mut self.nodes[from as usize].newest, token);
+        self.table[slot] = Edge { from, token, to, older };
+        self.edges += 1;
+        if 5 * self.edges > 3 * self.table.len() {
+            let larger = vec![FREE; 2 * self.table.len()];
+            for edge in std::mem::replace(&mut self.table, larger).into_iter().filter(|edge| edge.from != NONE) {
+                let slot = self.slot(edge.from, edge.token);
+                self.table[slot] = edge;
             }
         }
     }
@@ -155,12 +147,12 @@ impl SuffixAutomaton {
             return if self.nodes[known as usize].len == length { known } else { self.split(last, token, known) };
         }
         let new = self.nodes.len() as State;
-        self.nodes.push(Node { len: length, link: ROOT, first: position, count: 0, edges: NONE });
+        self.nodes.push(Node { len: length, link: ROOT, first: position, count: 0, newest: NONE });
         let mut at = last;
         loop {
             let slot = self.slot(at, token);
-            if self.table[slot] != NONE {
-                let known = self.edges[self.table[slot] as usize].to;
+            if self.table[slot].from != NONE {
+                let known = self.table[slot].to;
                 let fits = self.nodes[known as usize].len == self.nodes[at as usize].len + 1;
                 let link = if fits { known } else { self.split(at, token, known) };
                 self.nodes[new as usize].link = link;
@@ -178,10 +170,11 @@ impl SuffixAutomaton {
     fn split(&mut self, at: State, token: u32, known: State) -> State {
         let copy = self.nodes.len() as State;
         let old = self.nodes[known as usize];
-        self.nodes.push(Node { len: self.nodes[at as usize].len + 1, edges: NONE, ..old });
+        let len = self.nodes[at as usize].len + 1;
+        self.nodes.push(Node { len, newest: NONE, ..old });
         self.nodes[known as usize].link = copy;
         // Oldest first, so that the order of edges is kept.
-        let mut edges: Vec<(u32, State)> = self.edges_of(old.edges).map(|edge| (edge.token, edge.to)).collect();
+        let mut edges: Vec<(u32, State)> = self.following(known).collect();
         edges.reverse();
         for (token, to) in edges {
             let slot = self.slot(copy, token);
@@ -190,19 +183,16 @@ impl SuffixAutomaton {
         let mut at = at;
         loop {
             let slot = self.slot(at, token);
-            match self.table[slot] {
-                edge if edge != NONE && self.edges[edge as usize].to == known => self.edges[edge as usize].to = copy,
-                _ => return copy,
+            let edge = &mut self.table[slot];
+            if edge.from == NONE || edge.to != known {
+                return copy;
             }
+            edge.to = copy;
             match self.nodes[at as usize].link {
                 NONE => return copy,
                 link => at = link,
             }
         }
-    }
-
-    fn edges_of(&self, newest: u32) -> impl Iterator<Item = &Edge> {
-        std::iter::successors(self.edges.get(newest as usize), |edge| self.edges.get(edge.older as usize))
     }
 
     /// Moves the counted end of a location on by a token that the automaton knows there.
@@ -278,7 +268,9 @@ impl SuffixAutomaton {
     /// The tokens that follow a class, each with the class it leads to. The newest edge comes first; the class whose
     /// [`first_end`](Self::first_end) is least came first in the text.
     pub fn following(&self, state: State) -> impl Iterator<Item = (u32, State)> + '_ {
-        self.edges_of(self.nodes[state as usize].edges).map(|edge| (edge.token, edge.to))
+        let edge = move |token: u32| (token != NONE).then(|| self.table[self.slot(state, token)]);
+        std::iter::successors(edge(self.nodes[state as usize].newest), move |last| edge(last.older))
+            .map(|edge| (edge.token, edge.to))
     }
 
     /// The token that most often follows a class, with its class; the one that came first among equals.
