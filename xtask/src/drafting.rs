@@ -21,7 +21,7 @@ use kindling_specdec::drafters::ngram::Ngram;
 use kindling_specdec::drafters::recycling::{Candidates, Recycling};
 use kindling_specdec::drafters::rest::{Rest, RestConfig};
 use kindling_specdec::drafters::suffix::{OutputPool, Suffix, SuffixConfig};
-use kindling_specdec::{Calibration, CostModel, Index, Limits, Request, Written};
+use kindling_specdec::{Calibration, CostModel, Index, Learned, Limits, Request, Written};
 
 use crate::error::{OrUser, user};
 
@@ -133,11 +133,13 @@ impl Drafting {
     /// A drafter for one request.
     fn drafter(&self, request: &Request) -> Result<Box<dyn Drafter>> {
         Ok(match (&self.draft, &self.index, &self.model) {
-            (Draft::Lookup, ..) => Box::new(Lookup::default()),
-            (Draft::Ngram, ..) => Box::new(Ngram::default()),
-            (Draft::Suffix, ..) => Box::new(Suffix::new(SuffixConfig::default(), Some(self.pool.clone()))),
-            (Draft::Recycling, ..) => Box::new(Recycling::new(self.candidates.clone())),
-            (Draft::Rest(_), Some(index), _) => Box::new(Rest::new(index.clone(), RestConfig::default())),
+            (Draft::Lookup, ..) => Box::new(self.learned(Lookup::default())),
+            (Draft::Ngram, ..) => Box::new(self.learned(Ngram::default())),
+            (Draft::Suffix, ..) => {
+                Box::new(self.learned(Suffix::new(SuffixConfig::default(), Some(self.pool.clone()))))
+            }
+            (Draft::Recycling, ..) => Box::new(self.learned(Recycling::new(self.candidates.clone()))),
+            (Draft::Rest(_), Some(index), _) => Box::new(self.learned(Rest::new(index.clone(), RestConfig::default()))),
             (Draft::Infinigram(_), index, _) => {
                 Box::new(Infinigram::new(index.clone(), self.calibration.clone(), InfinigramConfig::default()))
             }
@@ -151,6 +153,11 @@ impl Drafting {
         })
     }
 
+    /// A drafter that learns how far to trust itself.
+    fn learned<D: Drafter>(&self, drafter: D) -> Learned<D> {
+        Learned::new(drafter, self.calibration.clone())
+    }
+
     /// Writes all requests together. `each` sees new tokens as they come.
     pub(crate) fn write(
         &mut self,
@@ -159,7 +166,9 @@ impl Drafting {
         each: impl FnMut(usize, &[u32]) -> ControlFlow<()>,
     ) -> Result<Vec<Written>> {
         let mut session = Session::new(self.target.clone(), requests.len());
-        if matches!(self.draft, Draft::Infinigram(_)) && !self.measured {
+        // A model that drafts is not planned: most of its cost is spent before there is anything to plan.
+        let planned = !matches!(self.draft, Draft::None | Draft::Model(_) | Draft::Skip(_));
+        if planned && !self.measured {
             self.measured = true;
             self.measure(&mut session, &requests[0], guesses)?;
         }

@@ -12,6 +12,7 @@
 //! | [`index`] | every n-gram of a corpus, in one mapped file |
 //! | [`context`] | every n-gram of the text so far |
 //! | [`calibration`] | from counts to probabilities, learned while decoding |
+//! | [`Learned`] | any drafter with confidences that can be relied on |
 //! | [`planner`] | how much to verify, by measured times |
 //!
 //! The target is anything that implements [`Target`](kindling_core::Target): logits for a tree of tokens, and a cache
@@ -65,6 +66,7 @@ pub mod context;
 pub mod drafters;
 pub mod generate;
 pub mod index;
+mod learned;
 pub mod planner;
 pub mod verify;
 
@@ -72,4 +74,5 @@ pub use calibration::Calibration;
 pub use drafters::METHODS;
 pub use generate::{Limits, Request, Stats, Written, generate};
 pub use index::{Index, IndexBuilder, IndexError};
+pub use learned::Learned;
 pub use planner::CostModel;

@@ -71,13 +71,7 @@ impl SuffixAutomaton {
     /// An empty automaton that counts n-grams up to `depth` tokens; 0 counts nothing.
     pub fn new(depth: usize) -> Self {
         let root = Node { len: 0, link: NONE, first: 0, count: 0, newest: NONE };
-        Self {
-            nodes: vec![root],
-            edges: 0,
-            table: vec![FREE; 64],
-            depth: depth.min(1 << 20) as u32,
-            tokens: 0,
-        }
+        Self { nodes: vec![root], edges: 0, table: vec![FREE; 64], depth: depth.min(1 << 20) as u32, tokens: 0 }
     }
 
     /// The class of the empty n-gram.

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::*;
+use crate::Learned;
 use crate::drafters::infinigram::{Infinigram, InfinigramConfig};
 use crate::drafters::lookup::Lookup;
 use crate::drafters::model::{ModelConfig, ModelDrafter};
@@ -158,6 +159,7 @@ fn drafters(toy: &Toy, corpus: &[u32]) -> Vec<(&'static str, Box<dyn Drafter>)> 
         ("suffix", Box::new(Suffix::new(tree, Some(pool)))),
         ("rest", Box::new(Rest::new(index.clone(), RestConfig::default()))),
         ("recycling", Box::new(Recycling::new(Arc::new(Mutex::new(Candidates::new(toy.vocab)))))),
+        ("learned", Box::new(Learned::new(Lookup::default(), Arc::default()))),
         ("infinigram", Box::new(Infinigram::new(Some(index), Arc::default(), InfinigramConfig::default()))),
         ("model", Box::new(ModelDrafter::new(small, toy.vocab, toy.vocab, greedy, 0, ModelConfig::default()).unwrap())),
         ("random", random(1, toy.vocab as u32)),
@@ -219,9 +221,9 @@ proptest! {
 
     #[test]
     fn a_batch_gives_what_each_text_gives_alone(seed in any::<u64>(), guesses in 0usize..12, temperature in prop_oneof![Just(0.0f32), Just(1.0)]) {
-        let toy = Toy::new(9, seed, 12, true);
+        let toy = Toy::new(9, seed, 13, true);
         let corpus = [0, 1, 2, 3];
-        let requests: Vec<Request> = (0..12)
+        let requests: Vec<Request> = (0..13)
             .map(|id| Request { id, prompt: vec![id as u32 % 9; 1 + id as usize % 3], sampler: sampler(temperature, 1.0, 5), max_new_tokens: 5 * id as usize, ends: vec![8] })
             .collect();
         let mut all: Vec<Box<dyn Drafter>> = drafters(&toy, &corpus).into_iter().map(|(_, drafter)| drafter).collect();
