@@ -182,7 +182,7 @@ impl Drafting {
     fn measure(&mut self, session: &mut Session, request: &Request, guesses: usize) -> Result<()> {
         let Some(&last) = request.prompt.last() else { return Ok(()) };
         session.forward(&[kindling_core::draft::Input::chain(0, request.prompt.clone())], true)?;
-        let lengths: Vec<usize> = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32].into_iter().filter(|&k| k <= guesses).collect();
+        let lengths: Vec<usize> = [0, 1, 2, 4, 8, 16, 32].into_iter().filter(|&k| k <= guesses).collect();
         self.costs.measure(session, 0, last, &lengths)?;
         Ok(session.keep(0, 0, &[])?)
     }

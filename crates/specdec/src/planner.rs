@@ -14,6 +14,8 @@ use kindling_core::{Draft, Result, Target};
 const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
 const ASSUMED: f64 = 0.05;
+/// A pass that takes longer, in seconds, is too dear to be repeated for measurements.
+const SLOW: f64 = 0.01;
 
 /// Time of a round by number of guesses: lower quartiles of the newest measurements, by powers of two of texts and
 /// context. Whatever else the machine does only adds to a time, so low ones tell more than high ones.
@@ -102,18 +104,25 @@ impl CostModel {
     }
 
     /// Measures rounds of some numbers of guesses, five times each, behind the end of `text`, whose newest token is
-    /// `last`; leaves the text as it was.
+    /// `last`; leaves the text as it was. A target that takes longer than 10 ms for the first of them is not asked for the
+    /// others: it will tell by real rounds, and guesses are cheap beside its weights.
     ///
     /// # Errors
     /// Those of the target.
     pub fn measure(&mut self, target: &mut dyn Target, text: usize, last: u32, guesses: &[usize]) -> Result<()> {
         let from = target.len(text);
-        for _ in 0..5 {
+        for round in 0..6 {
             for &k in guesses {
                 let start = std::time::Instant::now();
                 target.forward(&[Input::chain(text, vec![last; k + 1])], false)?;
-                self.push(1, from, k, start.elapsed().as_secs_f64());
+                let seconds = start.elapsed().as_secs_f64();
                 target.keep(text, from, &[])?;
+                // The first round warms up.
+                if round > 0 {
+                    self.push(1, from, k, seconds);
+                } else if seconds > SLOW {
+                    return Ok(());
+                }
             }
         }
         Ok(())

@@ -27,6 +27,8 @@ struct Row {
     batch: usize,
     tok_s: f64,
     speedup: f64,
+    /// The same by processor time: what other processes do to the clock is not in it. `null` where the system does not tell.
+    cpu_speedup: Option<f64>,
     acceptance_length: f64,
     drafted: u64,
     accepted: u64,
@@ -42,6 +44,7 @@ struct Row {
 #[derive(Default)]
 struct Sum {
     seconds: f64,
+    cpu: Option<f64>,
     tokens: usize,
     stats: Stats,
     identical: usize,
@@ -92,11 +95,13 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
                     // The last of the first tokens ends the reading of the prompts.
                     begun += 1;
                     if begun == requests.len() {
-                        decoding = Some(Instant::now());
+                        decoding = Some((Instant::now(), cpu_seconds()));
                     }
                     ControlFlow::Continue(())
                 })?;
-                let seconds = decoding.map_or(0.0, |start: Instant| start.elapsed().as_secs_f64());
+                let Some((start, cpu)) = decoding else { continue };
+                let (seconds, cpu) =
+                    (start.elapsed().as_secs_f64(), cpu_seconds().zip(cpu).map(|(now, then)| now - then));
                 if plain.is_empty() {
                     plain = written.iter().map(|text| text.tokens.clone()).collect();
                 }
@@ -105,12 +110,13 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
                 // The first group warms caches and, for those who measure, the costs.
                 if round > 0 || prompts.len() <= args.batch {
                     sum.seconds += seconds;
+                    sum.cpu = cpu.map(|cpu| cpu + sum.cpu.unwrap_or(0.0));
                     sum.tokens += written.iter().map(|text| text.tokens.len() - 1).sum::<usize>();
                     written.iter().for_each(|text| add(&mut sum.stats, &text.stats));
                 }
             }
         }
-        let base = sums[0].tokens as f64 / sums[0].seconds;
+        let base = (sums[0].tokens as f64 / sums[0].seconds, sums[0].cpu.map(|cpu| sums[0].tokens as f64 / cpu));
         rows.extend(names.iter().zip(sums).map(|(draft, sum)| row(set, draft, args.batch, sum, base)));
     }
     if args.json {
@@ -122,6 +128,7 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
             row.draft.clone(),
             format!("{:.1}", row.tok_s),
             format!("{:.2}", row.speedup),
+            row.cpu_speedup.map_or("".into(), |speedup| format!("{speedup:.2}")),
             format!("{:.2}", row.acceptance_length),
             format!("{:.2}", row.accepted as f64 / (row.drafted.max(1)) as f64),
             format!("{:.1} %", 100.0 * row.draft_ms / (row.draft_ms + row.verify_ms)),
@@ -129,12 +136,12 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
         ]
     });
     output::line(output::table(
-        ["prompts", "draft", "tok/s", "speed-up", "tokens/pass", "accepted", "drafting", "same text"],
+        ["prompts", "draft", "tok/s", "speed-up", "by cpu", "tokens/pass", "accepted", "drafting", "same text"],
         cells,
     ))
 }
 
-fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: f64) -> Row {
+fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: (f64, Option<f64>)) -> Row {
     let rate = sum.tokens as f64 / sum.seconds;
     let share = |&(tried, right): &(u64, u64)| right as f64 / tried.max(1) as f64;
     Row {
@@ -142,7 +149,8 @@ fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: f64) -> Row 
         draft: draft.to_string(),
         batch,
         tok_s: rate,
-        speedup: rate / base,
+        speedup: rate / base.0,
+        cpu_speedup: sum.cpu.zip(base.1).map(|(cpu, base)| sum.tokens as f64 / cpu / base),
         acceptance_length: sum.stats.acceptance_length().unwrap_or(1.0),
         drafted: sum.stats.drafted,
         accepted: sum.stats.accepted,
@@ -166,6 +174,16 @@ fn add(sum: &mut Stats, stats: &Stats) {
         *tried += more;
         *right += also;
     }
+}
+
+/// Processor time of all threads so far, where the system tells it to the nanosecond.
+fn cpu_seconds() -> Option<f64> {
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir("/proc/self/task").ok()? {
+        let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split_whitespace().next()?.parse::<f64>().ok()?;
+    }
+    Some(nanoseconds / 1e9)
 }
 
 /// Prompts of a kind, evenly spaced in the text.
