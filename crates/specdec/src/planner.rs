@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use kindling_core::draft::Input;
 use kindling_core::{Draft, Result, Target};
 
+/// One in so many rounds that measured costs hold back follows assumed ones: costs that were measured while the machine had
+/// other work would otherwise be believed for ever.
+const LOOK_AGAIN: u32 = 48;
 /// Measured rounds remembered for each number of guesses.
 const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
@@ -22,6 +25,8 @@ const SLOW: f64 = 0.01;
 #[derive(Debug, Clone, Default)]
 pub struct CostModel {
     rows: BTreeMap<(u32, u32), Row>,
+    /// Rounds in which less was verified than assumed costs would have paid for.
+    held_back: u32,
 }
 
 /// The newest times by number of guesses, in a ring.
@@ -52,9 +57,7 @@ impl Row {
             highest = highest.max(*time);
             *time = highest;
         }
-        let Some(&(first, base)) = known.first() else {
-            return (0..=most).map(|k| 1.0 + ASSUMED * k as f64).collect();
-        };
+        let Some(&(first, base)) = known.first() else { return assumed(most) };
         (0..=most)
             .map(|k| match known.partition_point(|&(at, _)| at <= k) {
                 // Fewer guesses than were ever measured: no cheaper than assumed.
@@ -70,6 +73,11 @@ impl Row {
             })
             .collect()
     }
+}
+
+/// Times where nothing was measured, in rounds without guesses.
+fn assumed(most: usize) -> Vec<f64> {
+    (0..=most).map(|k| 1.0 + ASSUMED * k as f64).collect()
 }
 
 impl CostModel {
@@ -103,7 +111,7 @@ impl CostModel {
         }
     }
 
-    /// Measures rounds of some numbers of guesses, five times each, behind the end of `text`, whose newest token is
+    /// Measures rounds of some numbers of guesses, eight times each, behind the end of `text`, whose newest token is
     /// `last`; leaves the text as it was. A target that takes longer than 10 ms for the first of them is not asked for the
     /// others: it will tell by real rounds, and guesses are cheap beside its weights.
     ///
@@ -111,7 +119,7 @@ impl CostModel {
     /// Those of the target.
     pub fn measure(&mut self, target: &mut dyn Target, text: usize, last: u32, guesses: &[usize]) -> Result<()> {
         let from = target.len(text);
-        for round in 0..6 {
+        for round in 0..9 {
             for &k in guesses {
                 let start = std::time::Instant::now();
                 target.forward(&[Input::chain(text, vec![last; k + 1])], false)?;
@@ -152,8 +160,8 @@ pub fn best_length(batch: usize, expected: &[f64], times: &[f64]) -> usize {
     best
 }
 
-/// Cuts drafts to what is worth verifying together.
-pub fn plan(costs: &CostModel, context: usize, drafts: &mut [&mut Draft]) {
+/// Cuts drafts to what is worth verifying together. Now and then it tries more than measured costs allow, to measure again.
+pub fn plan(costs: &mut CostModel, context: usize, drafts: &mut [&mut Draft]) {
     let mut order: Vec<(f32, usize, usize)> = Vec::new();
     for (text, draft) in drafts.iter().enumerate() {
         order.extend(draft.nodes().iter().enumerate().map(|(node, guess)| (guess.confidence, node, text)));
@@ -165,7 +173,14 @@ pub fn plan(costs: &CostModel, context: usize, drafts: &mut [&mut Draft]) {
     order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let expected: Vec<f64> = order.iter().map(|(confidence, ..)| f64::from(*confidence)).collect();
     let times = costs.times(drafts.len(), context, order.len());
-    let taken = best_length(drafts.len(), &expected, &times);
+    let mut taken = best_length(drafts.len(), &expected, &times);
+    let hoped = best_length(drafts.len(), &expected, &assumed(order.len()));
+    if taken < hoped {
+        costs.held_back += 1;
+        if costs.held_back.is_multiple_of(LOOK_AGAIN) {
+            taken = hoped;
+        }
+    }
     for (text, draft) in drafts.iter_mut().enumerate() {
         let mut wanted = vec![false; draft.len()];
         order[..taken].iter().filter(|(_, _, at)| *at == text).for_each(|&(_, node, _)| wanted[node] = true);
@@ -217,7 +232,7 @@ mod tests {
         }
         let mut easy = Draft::chain([(1, 0.95), (2, 0.9), (3, 0.85), (4, 0.8)]).unwrap();
         let mut hard = Draft::chain([(1, 0.3), (2, 0.1)]).unwrap();
-        plan(&costs, 100, &mut [&mut easy, &mut hard]);
+        plan(&mut costs, 100, &mut [&mut easy, &mut hard]);
         // 2 / 1, 2.95 / 1.4, 3.85 / 1.8, 4.7 / 2.2: two of the easy text.
         assert_eq!((easy.len(), hard.len()), (2, 0));
     }
@@ -249,7 +264,7 @@ mod tests {
             all.sort_by(|a, b| b.total_cmp(a));
             let rate = |kept: &[f64]| (chains.len() as f64 + kept.iter().sum::<f64>()) / (1.0 + slope * kept.len() as f64);
             let best = (0..=all.len()).map(|k| rate(&all[..k])).fold(0.0, f64::max);
-            plan(&costs, 9, &mut drafts.iter_mut().collect::<Vec<_>>());
+            plan(&mut costs, 9, &mut drafts.iter_mut().collect::<Vec<_>>());
             let kept: Vec<f64> = drafts.iter().flat_map(|d| d.nodes().iter().map(|n| f64::from(n.confidence))).collect();
             prop_assert!((rate(&kept) - best).abs() < 1e-9);
         }

@@ -120,7 +120,7 @@ fn replay(
                 outcome.guesses.extend(guesses.map(|(i, node)| (f64::from(node.confidence), right(i))));
             }
             if planned {
-                plan(&costs, 1, &mut [&mut draft]);
+                plan(&mut costs, 1, &mut [&mut draft]);
             }
             let mut verdict =
                 follow(&draft, |_, prefix| Ok(rest.get(at + prefix.len()).copied().unwrap_or(u32::MAX))).unwrap();
