@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use kindling_core::draft::Input;
 use kindling_core::{Draft, Result, Target};
 
-/// One in so many rounds that measured costs hold back follows assumed ones: costs that were measured while the machine had
-/// other work would otherwise be believed for ever.
-const LOOK_AGAIN: u32 = 48;
+/// One in so many rounds that few measurements hold back verifies a guess more, until there are enough of them: they may
+/// have been taken while the machine had other work.
+const LOOK_AGAIN: u32 = 16;
 /// Measured rounds remembered for each number of guesses.
 const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
@@ -52,10 +52,11 @@ impl Row {
             times[times.len() / 4]
         };
         let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, (times, _))| (k, usual(times))).collect();
-        let mut highest = 0.0f64;
-        for (_, time) in &mut known {
-            highest = highest.max(*time);
-            *time = highest;
+        // More guesses never take less time: where they seem to, the time of the fewer ones was disturbed.
+        let mut lowest = f64::INFINITY;
+        for (_, time) in known.iter_mut().rev() {
+            lowest = lowest.min(*time);
+            *time = lowest;
         }
         let Some(&(first, base)) = known.first() else { return assumed(most) };
         (0..=most)
@@ -99,6 +100,12 @@ impl CostModel {
             self.rows.insert(key, row);
         }
         self.rows.entry(key).or_default().push(guesses, seconds);
+    }
+
+    /// How many rounds of so many guesses were measured, of those remembered.
+    fn measured(&self, batch: usize, context: usize, guesses: usize) -> usize {
+        let row = self.rows.get(&Self::key(batch, context)).and_then(|row| row.0.get(&guesses));
+        row.map_or(0, |(times, _)| times.len())
     }
 
     /// Times of rounds of 0, 1, …, `most` guesses, in seconds or, before the first measurement, in rounds.
@@ -175,11 +182,9 @@ pub fn plan(costs: &mut CostModel, context: usize, drafts: &mut [&mut Draft]) {
     let times = costs.times(drafts.len(), context, order.len());
     let mut taken = best_length(drafts.len(), &expected, &times);
     let hoped = best_length(drafts.len(), &expected, &assumed(order.len()));
-    if taken < hoped {
+    if taken < hoped && costs.measured(drafts.len(), context, taken + 1) < KEPT {
         costs.held_back += 1;
-        if costs.held_back.is_multiple_of(LOOK_AGAIN) {
-            taken = hoped;
-        }
+        taken += usize::from(costs.held_back.is_multiple_of(LOOK_AGAIN));
     }
     for (text, draft) in drafts.iter_mut().enumerate() {
         let mut wanted = vec![false; draft.len()];

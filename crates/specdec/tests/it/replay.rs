@@ -129,7 +129,9 @@ fn replay(
             at += verdict.tokens.len();
             outcome.tokens += verdict.tokens.len() as f64;
             outcome.rounds += 1.0;
-            outcome.time += 1.0 + slope * draft.len() as f64;
+            let time = 1.0 + slope * draft.len() as f64;
+            costs.push(1, 1, draft.len(), time);
+            outcome.time += time;
         }
     }
     outcome
@@ -168,12 +170,13 @@ fn confidence_is_calibrated_and_lengths_by_expected_gain_beat_fixed_ones() {
     assert!(both.rate() > best_fixed);
     assert!(both.rate() > 1.5, "{}", both.rate());
 
-    // The dearer a guess, the fewer are made; never so many that they cost more than they bring.
+    // The dearer a guess, the fewer are made; never so many that they cost more than they bring, but for the few that
+    // measure what one costs.
     let lengths: Vec<f64> = [0.02, 0.2, 0.5, 4.0]
         .map(|slope| replay(&mut fresh(Some(&index), config()), &requests, slope, 64, true))
         .iter()
         .map(|outcome| {
-            assert!(outcome.rate() >= 0.999, "{}", outcome.rate());
+            assert!(outcome.rate() >= 0.99, "{}", outcome.rate());
             outcome.tokens / outcome.rounds
         })
         .collect();
