@@ -56,7 +56,7 @@ impl Location {
     pub const START: Self = Self { last: ROOT, counted: ROOT, depth: 0 };
 }
 
-/// See the [module](self).
+/// The n-grams of texts that grow: how often each occurs, where first, what follows.
 #[derive(Debug, Clone)]
 pub struct SuffixAutomaton {
     nodes: Vec<Node>,

@@ -14,7 +14,7 @@ pub struct Earlier {
     pub len: usize,
 }
 
-/// See the [module](self).
+/// A text that grows, and the newest places that look like its end.
 #[derive(Debug, Clone)]
 pub struct HashChain {
     tokens: Vec<u32>,
