@@ -8,6 +8,8 @@ use kindling_model::checkpoint::DType;
 use kindling_tensor_backend::device::DeviceName;
 use kindling_tensor_backend::kernels::Arithmetic;
 
+use crate::drafting::Draft;
+
 /// Printed when no command is given: what a newcomer needs, and where the rest is.
 pub(crate) const SHORT_HELP: &str = "\
 Kindling: a checkpoint goes in, a smaller one comes out.
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Distill(Distill),
     Heal(Heal),
     RandomCheckpoint(RandomCheckpoint),
+    Index(Index),
+    Bench(Bench),
     Doctor(Doctor),
     Tidy(Tidy),
     /// Run everything the continuous integration runs, cheapest first.
@@ -193,9 +197,156 @@ pub(crate) struct Generate {
     /// Go on after the end-of-text token.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// Guess tokens ahead and verify them in one pass; the text stays the same. none, lookup, ngram, suffix, recycling,
+    /// infinigram[:INDEX], rest:INDEX, model:DIR (a smaller model with the same tokenizer), skip:N (this model without
+    /// its N middle blocks).
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    pub(crate) draft: Draft,
+    /// Guess at most this many tokens ahead.
+    #[arg(long, value_name = "K", default_value_t = 16, value_parser = at_least_one)]
+    pub(crate) max_draft: usize,
     /// Print one JSON object at the end instead of streaming text.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Build or ask an index of every n-gram of a text, for `generate --draft infinigram:FILE`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask index build --text ./books --tokenizer ./llama --out books.index
+  cargo xtask index query --index books.index --tokenizer ./llama 'it was the best of'")]
+pub(crate) struct Index {
+    #[command(subcommand)]
+    pub(crate) command: IndexCommand,
+}
+
+/// What to do with an index.
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    Build(IndexBuild),
+    Query(IndexQuery),
+}
+
+/// Index texts.
+#[derive(Debug, Args)]
+pub(crate) struct IndexBuild {
+    /// Text files and folders of .txt files, each file a document.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub(crate) text: Vec<PathBuf>,
+    /// Directory of the model whose tokens are indexed (default: the built-in model).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// The file to write.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Parts built side by side and searched one by one (default: one per thread for large texts).
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) shards: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What follows the longest end of a text that the index knows.
+#[derive(Debug, Args)]
+pub(crate) struct IndexQuery {
+    /// The index.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) index: PathBuf,
+    /// Directory of the model whose tokens are indexed (default: the built-in model).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// The text to continue.
+    #[arg(value_name = "TEXT")]
+    pub(crate) text: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Measure speed on this machine.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) command: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    Draft(BenchDraft),
+    Specdec(BenchSpecdec),
+}
+
+/// The corpus index and the structures of drafting: build rate, latency of queries.
+#[derive(Debug, Args)]
+pub(crate) struct BenchDraft {
+    /// A folder of .txt files to index, as bytes.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) corpus: PathBuf,
+    /// A text whose ends are looked up.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) query: PathBuf,
+    /// Parts of the index (default: one per thread).
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub(crate) shards: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Decoding with each drafter against decoding without, on the same prompts in the same run.
+#[derive(Debug, Args)]
+pub(crate) struct BenchSpecdec {
+    /// Directory of a checkpoint (default: the built-in model).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// A text that neither model nor index has seen: prompts are cut from it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Drafters, as `generate --draft` takes them.
+    #[arg(long, value_name = "HOW", required = true, num_args = 1..)]
+    pub(crate) draft: Vec<Draft>,
+    /// Kinds of prompts.
+    #[arg(long, value_enum, num_args = 1.., default_values_t = [PromptSet::Continue, PromptSet::Copy, PromptSet::Random])]
+    pub(crate) set: Vec<PromptSet>,
+    /// Prompts of each kind.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    pub(crate) prompts: usize,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "TOKENS", default_value_t = 192, value_parser = at_least_two)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens to write after each.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_two)]
+    pub(crate) new: usize,
+    /// Texts written together.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub(crate) batch: usize,
+    /// Guess at most this many tokens ahead.
+    #[arg(long, value_name = "K", default_value_t = 16, value_parser = at_least_one)]
+    pub(crate) max_draft: usize,
+    /// 0: always the likeliest token; 1: sample as the model says.
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    pub(crate) temperature: f64,
+    /// Seed of the sampling.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where prompts come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PromptSet {
+    /// Passages of the text.
+    Continue,
+    /// Passages of the text, twice, the second time cut short: the model is led to repeat.
+    Copy,
+    /// Random tokens.
+    Random,
 }
 
 /// Compute the logits of given token ids: the way to compare with another engine.

@@ -6,6 +6,7 @@
 //! | `commands` | one command per file |
 //! | `recipe` | reads a recipe and checks it against a model |
 //! | `methods` | every method of every crate |
+//! | `drafting` | what `--draft` names, and texts written with it |
 //! | `tokens` | token ids from texts and files |
 //! | `tasks` | accuracies on generated tasks |
 //! | `memory` | the most memory that a piece of work took |
@@ -17,6 +18,7 @@
 mod ci;
 mod cli;
 mod commands;
+mod drafting;
 mod error;
 mod memory;
 mod methods;

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// How scores become weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,36 @@ pub trait KvStore: Send {
 
     /// Forgets every position from `len` on, in every layer.
     fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// Whether [`attend_tree`](Self::attend_tree) and [`gather`](Self::gather) do all that they describe.
+    fn takes_trees(&self) -> bool {
+        false
+    }
+
+    /// As [`attend`](Self::attend), where the newest positions are a tree: `parents[t]` is the earlier one among them that
+    /// position `t` follows; `None`: it follows all older positions. A query sees these, its ancestors and itself; a
+    /// window counts along that path.
+    fn attend_tree(
+        &mut self,
+        layer: usize,
+        queries: Tensor<4>,
+        parents: &[Option<usize>],
+        spec: &AttendSpec,
+    ) -> Result<Tensor<4>> {
+        if parents.iter().enumerate().all(|(t, parent)| *parent == t.checked_sub(1)) {
+            return self.attend(layer, queries, spec);
+        }
+        Err(Error::Invalid("this cache does not attend over trees of tokens: draft chains".into()))
+    }
+
+    /// Of the positions from `from` on, keeps `from + rows[0]`, `from + rows[1]`, …, ascending, and no others, in every
+    /// layer.
+    fn gather(&mut self, from: usize, rows: &[usize]) -> Result<()> {
+        if rows.iter().enumerate().all(|(i, row)| *row == i) {
+            return self.truncate(from + rows.len());
+        }
+        Err(Error::Invalid("this cache does not drop positions between others: draft chains".into()))
+    }
 
     /// The first `padding[b]` positions of row `b` are padding: no query sees them. Set before the first append.
     fn set_padding(&mut self, padding: Vec<usize>);

@@ -7,10 +7,12 @@
 //! | module | what it defines |
 //! | --- | --- |
 //! | [`cx`] | [`Cx`]: seeded randomness, cancellation, progress |
+//! | [`draft`] | [`Drafter`], [`Draft`] trees, and the [`Target`] that verifies them |
 //! | [`options`] | [`Options`]: the untyped keys of a recipe stage, read with serde |
 //! | [`pack`] | dense bit streams of codes |
 //! | [`pattern`] | [`NM`] patterns and [`Mask`]s |
 //! | [`quantized`] | [`Quantized`]: integer codes with their grid |
+//! | [`sampling`] | from logits to the next token |
 //! | [`shape`] | [`Role`] and [`LayerShape`] of a projection |
 //! | [`stats`] | [`Stats`] of a layer's inputs, and [`Needs`] |
 //! | [`method`] | [`LayerMethod`], [`ScoreMethod`], [`BlockMethod`], the [`MethodEntry`] list (feature `tensor`) |
@@ -21,6 +23,7 @@
 //! Without the default feature `tensor` there is no burn in the dependency tree.
 
 pub mod cx;
+pub mod draft;
 pub mod error;
 #[cfg(feature = "tensor")]
 pub mod kv;
@@ -32,12 +35,14 @@ pub mod options;
 pub mod pack;
 pub mod pattern;
 pub mod quantized;
+pub mod sampling;
 pub mod shape;
 pub mod stats;
 #[cfg(feature = "tensor")]
 pub mod tap;
 
 pub use cx::{Cx, Progress};
+pub use draft::{Draft, Drafter, DrafterEntry, Target};
 pub use error::{Error, Result};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};

@@ -62,8 +62,8 @@ pub enum Event {
 /// Whether to go on.
 pub type Flow = std::ops::ControlFlow<()>;
 
-/// One growing text.
-struct Row<'a> {
+/// One growing text: takes tokens, gives the text that is certain, knows when it has ended.
+pub struct Growing<'a> {
     request: &'a Request,
     sampler: Sampler,
     history: Vec<u32>,
@@ -75,9 +75,39 @@ struct Row<'a> {
     finish: Option<Finish>,
 }
 
-impl Row<'_> {
+impl<'a> Growing<'a> {
+    /// An empty continuation of `request`. Without a tokenizer there is no text.
+    ///
+    /// # Errors
+    /// If the settings of the sampler are out of range, or the prompt cannot be decoded.
+    pub fn new(request: &'a Request, tokenizer: Option<&'a Tokenizer>) -> Result<Self> {
+        Ok(Self {
+            request,
+            sampler: Sampler::new(request.sampling.clone()).map_err(input)?,
+            history: request.prompt.clone(),
+            ids: Vec::new(),
+            stream: tokenizer.map(|t| t.stream(&request.prompt, true)).transpose().map_err(input)?,
+            text: String::new(),
+            shown: 0,
+            finish: (request.max_new_tokens == 0).then_some(Finish::Length),
+        })
+    }
+
+    /// Why it ended; `None` while it grows.
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    /// What became of it; one that still grew was interrupted.
+    pub fn into_completion(self) -> Completion {
+        Completion { ids: self.ids, text: self.text, finish: self.finish.unwrap_or(Finish::Interrupted) }
+    }
+
     /// Takes the next token; gives text to show.
-    fn push(&mut self, id: u32) -> Result<Option<String>> {
+    ///
+    /// # Errors
+    /// If the token cannot be decoded.
+    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         self.history.push(id);
         if self.request.eos.contains(&id) {
             self.finish = Some(Finish::Eos);
@@ -149,21 +179,7 @@ pub fn generate(
     if tokenizer.is_none() && requests.iter().any(|request| !request.stop.is_empty()) {
         return Err(ModelError::Input("stop texts need a tokenizer".into()));
     }
-    let mut rows = requests
-        .iter()
-        .map(|request| {
-            Ok(Row {
-                request,
-                sampler: Sampler::new(request.sampling.clone()).map_err(input)?,
-                history: request.prompt.clone(),
-                ids: Vec::new(),
-                stream: tokenizer.map(|t| t.stream(&request.prompt, true)).transpose().map_err(input)?,
-                text: String::new(),
-                shown: 0,
-                finish: (request.max_new_tokens == 0).then_some(Finish::Length),
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let mut rows = requests.iter().map(|request| Growing::new(request, tokenizer)).collect::<Result<Vec<_>>>()?;
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -204,10 +220,7 @@ pub fn generate(
             break;
         }
     }
-    Ok(rows
-        .into_iter()
-        .map(|row| Completion { ids: row.ids, text: row.text, finish: row.finish.unwrap_or(Finish::Interrupted) })
-        .collect())
+    Ok(rows.into_iter().map(Growing::into_completion).collect())
 }
 
 /// Logits of the last position of every row, row after row.

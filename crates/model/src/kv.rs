@@ -1,6 +1,6 @@
 //! A dense key-value store: every position, in f32, in one growing buffer per layer.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData, activation::softmax, s};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation::softmax, s};
 use kindling_core::{AttendSpec, Error, KvStore, Result};
 use kindling_tensor_backend::ops::attention;
 
@@ -67,6 +67,50 @@ fn grown(buffer: Tensor<4>, len: usize, needed: usize) -> Tensor<4> {
     Tensor::zeros([batch, heads, capacity, width], &device).slice_assign(s![.., .., 0..len, ..], kept)
 }
 
+/// Attention of `queries` over `keys` and `values`; `mask` hides scores.
+fn weighed(
+    q: Tensor<4>,
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    mask: Option<Tensor<4, Bool>>,
+    spec: &AttendSpec,
+) -> Tensor<4> {
+    let [batch, heads, tokens, width] = q.dims();
+    let [_, kv_heads, positions, value_width] = values.dims();
+    // The query heads of a group become rows over their one key head: nothing is repeated.
+    let rows = [batch, kv_heads, heads / kv_heads * tokens];
+    let q = q.mul_scalar(spec.scale).reshape([rows[0], rows[1], rows[2], width]);
+    let mut scores = q.matmul(keys.swap_dims(2, 3));
+    if let Some(cap) = spec.softcap {
+        scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
+    }
+    let mut scores = scores.reshape([batch, heads, tokens, positions]);
+    if let Some(mask) = mask {
+        scores = scores.mask_fill(mask.expand([batch, heads, tokens, positions]), MASKED);
+    }
+    let weights = softmax(scores, 3).reshape([rows[0], rows[1], rows[2], positions]);
+    weights.matmul(values).reshape([batch, heads, tokens, value_width])
+}
+
+/// Which of all positions each node of a tree behind the first `older` does not see, row after row.
+fn hidden_in_tree(older: usize, parents: &[Option<usize>], window: Option<usize>) -> Vec<bool> {
+    let mut depths: Vec<usize> = Vec::with_capacity(parents.len());
+    let mut hidden = Vec::with_capacity(parents.len() * (older + parents.len()));
+    for (t, parent) in parents.iter().enumerate() {
+        depths.push(parent.map_or(0, |parent| depths[parent] + 1));
+        let oldest = window.map_or(0, |w| (older + depths[t] + 1).saturating_sub(w));
+        hidden.extend((0..older).map(|position| position < oldest));
+        let row = hidden.len();
+        hidden.resize(row + parents.len(), true);
+        let mut at = Some(t);
+        while let Some(node) = at.filter(|&node| older + depths[node] >= oldest) {
+            hidden[row + node] = false;
+            at = parents[node];
+        }
+    }
+    hidden
+}
+
 impl KvStore for DenseKv {
     fn len(&self, layer: usize) -> usize {
         self.layers.get(layer).and_then(Option::as_ref).map_or(0, |layer| layer.len)
@@ -100,7 +144,7 @@ impl KvStore for DenseKv {
             return Err(Error::Invalid(format!("attention over layer {layer}, which holds nothing")));
         };
         let [batch, heads, tokens, width] = queries.dims();
-        let [_, kv_heads, _, value_width] = held.values.dims();
+        let kv_heads = held.values.dims()[1];
         if heads % kv_heads != 0 || tokens > held.len {
             return Err(Error::Shape {
                 what: format!("queries over {kv_heads} key heads and {} positions", held.len),
@@ -115,7 +159,6 @@ impl KvStore for DenseKv {
             };
             return Ok(attention(queries, visible(&held.keys), visible(&held.values), spec));
         }
-        let group = heads / kv_heads;
         let mut parts = Vec::with_capacity(tokens.div_ceil(QUERY_CHUNK));
         for start in (0..tokens).step_by(QUERY_CHUNK) {
             let count = QUERY_CHUNK.min(tokens - start);
@@ -124,20 +167,10 @@ impl KvStore for DenseKv {
             let first = spec.window.map_or(0, |w| (from + 1).saturating_sub(w));
             let keys = held.keys.clone().slice(s![.., .., first..to, ..]);
             let values = held.values.clone().slice(s![.., .., first..to, ..]);
-            // The query heads of a group become rows over their one key head: nothing is repeated.
-            let rows = queries.clone().slice(s![.., .., start..start + count, ..]).mul_scalar(spec.scale);
-            let rows = rows.reshape([batch, kv_heads, group * count, width]);
-            let mut scores = rows.matmul(keys.swap_dims(2, 3));
-            if let Some(cap) = spec.softcap {
-                scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
-            }
-            let mut scores = scores.reshape([batch, heads, count, to - first]);
-            if count > 1 || !self.padding.is_empty() {
-                let mask = self.mask(batch, from, to, first, spec.window);
-                scores = scores.mask_fill(mask.expand([batch, heads, count, to - first]), MASKED);
-            }
-            let weights = softmax(scores, 3).reshape([batch, kv_heads, group * count, to - first]);
-            parts.push(weights.matmul(values).reshape([batch, heads, count, value_width]));
+            let queries = queries.clone().slice(s![.., .., start..start + count, ..]);
+            let masked = count > 1 || !self.padding.is_empty();
+            let mask = masked.then(|| self.mask(batch, from, to, first, spec.window));
+            parts.push(weighed(queries, keys, values, mask, spec));
         }
         Ok(if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) })
     }
@@ -149,6 +182,62 @@ impl KvStore for DenseKv {
                 Some(held) => held.len = held.len.min(len),
                 None => {}
             }
+        }
+        Ok(())
+    }
+
+    fn takes_trees(&self) -> bool {
+        self.padding.is_empty()
+    }
+
+    fn attend_tree(
+        &mut self,
+        layer: usize,
+        queries: Tensor<4>,
+        parents: &[Option<usize>],
+        spec: &AttendSpec,
+    ) -> Result<Tensor<4>> {
+        if parents.iter().enumerate().all(|(t, parent)| *parent == t.checked_sub(1)) {
+            return self.attend(layer, queries, spec);
+        }
+        let [_, heads, tokens, _] = queries.dims();
+        let Some(held) = self.layers.get(layer).and_then(Option::as_ref).filter(|held| held.len >= tokens) else {
+            return Err(Error::Invalid(format!("a tree of {tokens} tokens in layer {layer}, which holds fewer")));
+        };
+        let later = parents.iter().enumerate().any(|(t, parent)| parent.is_some_and(|parent| parent >= t));
+        let kv_heads = held.values.dims()[1];
+        if parents.len() != tokens || later || heads % kv_heads != 0 || !self.padding.is_empty() {
+            return Err(Error::Invalid(format!(
+                "{tokens} queries of {heads} heads over {kv_heads}, without padding, need as many parents, each earlier; found {parents:?}"
+            )));
+        }
+        let hidden = hidden_in_tree(held.len - tokens, parents, spec.window);
+        let mask = Tensor::from_data(TensorData::new(hidden, [1, 1, tokens, held.len]), &self.device);
+        let visible = |x: &Tensor<4>| x.clone().slice(s![.., .., 0..held.len, ..]);
+        Ok(weighed(queries, visible(&held.keys), visible(&held.values), Some(mask), spec))
+    }
+
+    fn gather(&mut self, from: usize, rows: &[usize]) -> Result<()> {
+        if rows.iter().enumerate().all(|(i, row)| *row == i) {
+            return self.truncate(from + rows.len());
+        }
+        let len = self.len(0);
+        if !rows.is_sorted_by(|a, b| a < b) || rows.last().is_some_and(|&last| from + last >= len) {
+            return Err(Error::Invalid(format!(
+                "rows {rows:?} after position {from} of {len}: they must ascend and exist"
+            )));
+        }
+        let moved: Vec<i32> = rows.iter().map(|row| (from + row) as i32).collect();
+        let moved = Tensor::<1, Int>::from_data(TensorData::new(moved, [rows.len()]), &self.device);
+        for held in self.layers.iter_mut().flatten() {
+            let to = from + rows.len();
+            for buffer in [&mut held.keys, &mut held.values] {
+                buffer.inplace(|x| {
+                    let kept = x.clone().select(2, moved.clone());
+                    x.slice_assign(s![.., .., from..to, ..], kept)
+                });
+            }
+            held.len = to;
         }
         Ok(())
     }

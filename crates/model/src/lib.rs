@@ -8,6 +8,7 @@
 //! | [`layers`] | names and shapes of a block's tensors |
 //! | [`compressed_tensors`] | the `pack-quantized` layout that other engines load |
 //! | `tokenizer`, `chat`, `sampling` | text in, text out |
+//! | `session` | the model as the target or the drafter of speculative decoding |
 //! | `decoder`, `kv` | one attention, one MLP, one block for all families |
 //! | `generate`, `evaluate` | decoding; perplexity and divergence |
 //! | `adapter` | LoRA and DoRA on any projection, in PEFT's layout |
@@ -57,7 +58,7 @@ pub mod kv;
 #[cfg(feature = "tensor")]
 pub mod random;
 #[cfg(feature = "tensor")]
-pub mod sampling;
+pub mod session;
 #[cfg(feature = "tensor")]
 pub mod tasks;
 #[cfg(feature = "tensor")]
@@ -68,4 +69,8 @@ pub use decoder::{Decoder, DecoderBlock, ModelFiles, Wanted};
 #[cfg(feature = "tensor")]
 pub use error::{ModelError, Result};
 #[cfg(feature = "tensor")]
+pub use kindling_core::sampling;
+#[cfg(feature = "tensor")]
 pub use kv::DenseKv;
+#[cfg(feature = "tensor")]
+pub use session::Session;

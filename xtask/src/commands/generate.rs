@@ -2,20 +2,23 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kindling_model::ModelFiles;
 use kindling_model::chat::{ChatTemplate, RenderOptions, message};
-use kindling_model::generate::{Event, Request, generate};
-use kindling_model::sampling::SamplingConfig;
+use kindling_model::generate::{Completion, Event, Growing, Request, generate};
+use kindling_model::sampling::{Sampler, SamplingConfig};
 use kindling_model::tokenizer::Tokenizer;
+use kindling_specdec::Stats;
 use kindling_tensor_backend::device::{DeviceName, device};
 use serde::Serialize;
 
 use super::named_model;
 use crate::cli::Generate;
+use crate::drafting::{Draft, Drafting};
 use crate::error::{OrUser, user};
 use crate::{output, signal, tokens};
 
@@ -28,6 +31,46 @@ struct Generated {
     prefill_tok_s: Option<f64>,
     /// Of the tokens after the first, which the prefill gives; `null` if there are none.
     decode_tok_s: Option<f64>,
+    #[serde(flatten)]
+    drafting: Option<Guessed>,
+}
+
+/// What guessing was worth, as `--json` prints it.
+#[derive(Serialize)]
+struct Guessed {
+    /// Tokens per pass of the model; `null` without a pass after the prompt's.
+    acceptance_length: Option<f64>,
+    drafted: u64,
+    accepted: u64,
+    /// The share of guesses at each depth that were right with all before them.
+    accepted_by_position: Vec<f64>,
+    draft_ms: f64,
+    verify_ms: f64,
+}
+
+impl Guessed {
+    fn of(stats: &Stats) -> Self {
+        let share = |&(tried, right): &(u64, u64)| right as f64 / tried.max(1) as f64;
+        Self {
+            acceptance_length: stats.acceptance_length(),
+            drafted: stats.drafted,
+            accepted: stats.accepted,
+            accepted_by_position: stats.by_position.iter().map(share).collect(),
+            draft_ms: stats.draft_seconds * 1e3,
+            verify_ms: stats.verify_seconds * 1e3,
+        }
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "{:.2} tokens per pass, {} of {} guesses accepted, guessing {:.1} ms, verifying {:.1} ms",
+            self.acceptance_length.unwrap_or(1.0),
+            self.accepted,
+            self.drafted,
+            self.draft_ms,
+            self.verify_ms
+        )
+    }
 }
 
 pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
@@ -57,7 +100,7 @@ pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
     let cancel = signal::cancel_flag()?;
     let mut out = std::io::stdout().lock();
     let (start, mut prefilled, mut unprinted) = (Instant::now(), None, None);
-    let mut completions = generate(&model, Some(&tokenizer), std::slice::from_ref(&request), |event| {
+    let mut each = |event: Event| {
         match event {
             Event::Prefilled => prefilled = Some(start.elapsed().as_secs_f64()),
             Event::Text(_, text) if !args.json => {
@@ -67,16 +110,24 @@ pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
         }
         let stop = unprinted.is_some() || cancel.load(Ordering::Relaxed);
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    };
+    let (completion, guessed) = if args.draft == Draft::None {
+        let completions = generate(&model, Some(&tokenizer), std::slice::from_ref(&request), each)?;
+        (completions.into_iter().next().context("one request gives one completion")?, None)
+    } else {
+        let mut drafting = Drafting::new(&args.draft, Arc::new(model), &tokenizer, &device)?;
+        let (completion, stats) = with_guesses(&mut drafting, args.max_draft, &request, &tokenizer, &mut each)?;
+        (completion, Some(Guessed::of(&stats)))
+    };
     let seconds = start.elapsed().as_secs_f64();
     drop(out);
     if let Some(error) = unprinted {
         return Err(error.into());
     }
     if !args.json {
-        return output::line("");
+        output::line("")?;
+        return guessed.map_or(Ok(()), |guessed| output::line(guessed.line()));
     }
-    let completion = completions.pop().context("one request gives one completion")?;
     let rate = |count: usize, seconds: f64| Some(count as f64 / seconds).filter(|rate| rate.is_finite() && count > 0);
     output::json(&Generated {
         prefill_tok_s: prefilled.and_then(|prefill| rate(prompt_ids.len(), prefill)),
@@ -84,7 +135,53 @@ pub(crate) fn run(args: &Generate, device_name: DeviceName) -> Result<()> {
         prompt_ids,
         ids: completion.ids,
         text: completion.text,
+        drafting: guessed,
     })
+}
+
+/// The text of `request`, with a drafter at work.
+fn with_guesses(
+    drafting: &mut Drafting,
+    guesses: usize,
+    request: &Request,
+    tokenizer: &Tokenizer,
+    each: &mut dyn FnMut(Event) -> ControlFlow<()>,
+) -> Result<(Completion, Stats)> {
+    let mut growing = Growing::new(request, Some(tokenizer))?;
+    let asked = kindling_specdec::Request {
+        id: request.id,
+        prompt: request.prompt.clone(),
+        sampler: Sampler::new(request.sampling.clone()).or_user()?,
+        max_new_tokens: request.max_new_tokens,
+        ends: request.eos.clone(),
+    };
+    let (mut failed, mut first) = (None, true);
+    let written = drafting.write(&[asked], guesses, |_, tokens| {
+        let mut flow = if std::mem::take(&mut first) { each(Event::Prefilled) } else { ControlFlow::Continue(()) };
+        for &token in tokens {
+            match growing.push(token) {
+                Ok(Some(text)) => {
+                    if each(Event::Text(0, text)).is_break() {
+                        flow = ControlFlow::Break(());
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            // A stop text may lie before the last of the accepted tokens.
+            if growing.finish().is_some() {
+                return ControlFlow::Break(());
+            }
+        }
+        if flow.is_continue() { each(Event::Step(1)) } else { flow }
+    })?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    Ok((growing.into_completion(), written.into_iter().next().unwrap_or_default().stats))
 }
 
 /// The ids of the prompt, in the chat template if that is wanted.

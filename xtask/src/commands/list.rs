@@ -1,7 +1,7 @@
 //! `list`: every method of every crate.
 
 use anyhow::Result;
-use kindling_core::{MethodEntry, Needs};
+use kindling_core::{DrafterEntry, MethodEntry, Needs};
 use kindling_distill::loss::LossEntry;
 use serde::Serialize;
 
@@ -24,7 +24,8 @@ struct Row {
 pub(crate) fn run(args: &List) -> Result<()> {
     let rows: Vec<Row> =
         SHELVES.iter().flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method))).collect();
-    let rows: Vec<Row> = rows.into_iter().chain(kindling_distill::loss::METHODS.iter().map(loss)).collect();
+    let rows = rows.into_iter().chain(kindling_distill::loss::METHODS.iter().map(loss));
+    let rows: Vec<Row> = rows.chain(kindling_specdec::METHODS.iter().map(drafter)).collect();
     if args.json {
         return output::json(&rows);
     }
@@ -46,6 +47,17 @@ fn loss(entry: &LossEntry) -> Row {
         family: "distillation loss",
         paper: entry.paper,
         needs: if entry.needs_teacher { "teacher" } else { "text" },
+        summary: entry.summary,
+    }
+}
+
+fn drafter(entry: &DrafterEntry) -> Row {
+    Row {
+        name: entry.name,
+        krate: "kindling-specdec",
+        family: "drafter",
+        paper: entry.paper,
+        needs: "nothing",
         summary: entry.summary,
     }
 }

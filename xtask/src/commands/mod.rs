@@ -1,5 +1,6 @@
 //! One command per file.
 
+mod bench;
 mod capture;
 mod compress;
 mod distill;
@@ -7,6 +8,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod heal;
+mod index;
 mod inspect;
 mod list;
 mod logits;
@@ -45,6 +47,8 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Distill(args) => distill::run(&args, device),
         Command::Heal(args) => heal::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
+        Command::Index(args) => index::run(&args),
+        Command::Bench(args) => bench::run(&args, device),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Ci => crate::ci::run().or_user(),

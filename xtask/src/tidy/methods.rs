@@ -10,7 +10,8 @@ const END: &str = "<!-- methods:end -->";
 
 /// Every file that defines a method is in the crate's `METHODS`, and every entry there has its file.
 pub(super) fn list_matches_files(krate: &Crate) -> Vec<Violation> {
-    let defines = |code: &str| code.contains("= MethodEntry {") || code.contains("= LossEntry {");
+    let defines =
+        |code: &str| ["= MethodEntry {", "= LossEntry {", "= DrafterEntry {"].iter().any(|entry| code.contains(entry));
     let mut files: Vec<(&str, &str)> = krate
         .sources
         .iter()
@@ -44,7 +45,8 @@ fn module(path: &str) -> &str {
 /// The modules in `const METHODS: … = &[a::ENTRY, b::ENTRY]`.
 fn listed(code: &str) -> Option<Vec<String>> {
     let (_, list) = code.split_once("const METHODS:")?;
-    let (_, list) = list.split_once("= &[")?;
+    let (_, list) = list.split_once('=')?;
+    let (_, list) = list.split_once('[')?;
     let (list, _) = list.split_once(']')?;
     let paths = list.split(',').map(str::trim).filter(|path| !path.is_empty());
     Some(paths.map(|path| path.rsplit("::").nth(1).unwrap_or(path).to_string()).collect())

@@ -5,7 +5,7 @@ use kindling_core::LanguageModel;
 use kindling_distill::store::StoreBatches;
 use kindling_distill::{Batches, MiniLlm, OnPolicy, Row, Sampling, TextBatches, Trainer};
 use kindling_model::Decoder;
-use kindling_model::checkpoint::Mmap;
+use kindling_model::checkpoint::MappedFile;
 
 use crate::error::OrUser;
 
@@ -18,7 +18,7 @@ pub(crate) enum Source {
     /// Texts of student and teacher together, and the text beside them.
     MiniLlm(Rolling),
     /// A store.
-    Store(StoreBatches<Mmap>),
+    Store(StoreBatches<MappedFile>),
 }
 
 /// What MiniLLM learns from for some steps before it samples anew.

@@ -13,7 +13,7 @@ use kindling_distill::{
 };
 use kindling_model::adapter::{self, AdapterConfig};
 use kindling_model::checkpoint::atomic::atomic_write;
-use kindling_model::checkpoint::{DType, map};
+use kindling_model::checkpoint::{DType, MappedFile};
 use kindling_model::evaluate::{perplexity, windows};
 use kindling_model::tokenizer::Tokenizer;
 use kindling_model::{Decoder, ModelFiles};
@@ -238,7 +238,7 @@ fn source(
 ) -> Result<(Source, String)> {
     if let Some(path) = &args.teacher_store {
         let name = path.display();
-        let store = StoreReader::new(map(path)?).map_err(|error| user(format!("{name}: {error}")))?;
+        let store = StoreReader::new(MappedFile::open(path)?).map_err(|error| user(format!("{name}: {error}")))?;
         store.check_student(tokenizer.fingerprint(), vocabulary).map_err(|error| user(format!("{name}: {error}")))?;
         let manifest = store.manifest();
         if manifest.temperature != args.temperature {

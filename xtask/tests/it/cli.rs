@@ -16,6 +16,8 @@ fn help_lists_every_command_and_succeeds() {
         "verify",
         "report",
         "random-checkpoint",
+        "index",
+        "bench",
         "doctor",
         "tidy",
         "ci",

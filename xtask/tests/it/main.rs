@@ -7,6 +7,7 @@ mod interruptions;
 mod mistakes;
 mod models;
 mod reproduction;
+mod speculation;
 mod training;
 
 use std::process::{Command, Output};

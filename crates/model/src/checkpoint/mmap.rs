@@ -7,12 +7,32 @@ use memmap2::Mmap;
 
 use super::error::{CheckpointError, Result};
 
+/// A whole file in memory, read-only, shared with every process that maps it.
+#[derive(Debug)]
+pub struct MappedFile(Mmap);
+
+impl MappedFile {
+    /// Maps `path`.
+    ///
+    /// # Errors
+    /// The file cannot be opened or mapped.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        map(path.as_ref()).map(Self)
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Maps a whole file, read-only.
 ///
 /// # Errors
 /// The file cannot be opened.
 #[allow(unsafe_code)]
-pub fn map(path: &Path) -> Result<Mmap> {
+pub(super) fn map(path: &Path) -> Result<Mmap> {
     let fail = |source| CheckpointError::io("open", path, source);
     let file = File::open(path).map_err(fail)?;
     // SAFETY: a mapping is undefined only if the file's bytes change or its end moves while it is mapped. This crate

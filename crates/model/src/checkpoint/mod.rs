@@ -30,7 +30,6 @@ pub use error::{CheckpointError, HeaderError, IndexError, Result};
 pub use header::{Header, TensorEntry};
 pub use hub::{Env, HubId, process_env};
 pub use index::{INDEX_FILE, ShardIndex};
-pub use memmap2::Mmap;
-pub use mmap::map;
+pub use mmap::MappedFile;
 pub use reader::{Checkpoint, SINGLE_FILE, TensorInfo, TensorView};
 pub use writer::{OutTensor, ShardInfo, Writer, WriterOptions};

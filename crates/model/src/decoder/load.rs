@@ -379,7 +379,12 @@ impl Head {
     /// Logits of normed states: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
     pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, tokens, hidden] = x.dims();
-        let logits = self.output.logits(x.reshape([batch * tokens, hidden]));
+        let x = x.reshape([batch * tokens, hidden]);
+        let logits = kindling_tensor_backend::ops::product(x, self.output.matrix.clone().transpose());
+        let logits = match self.output.softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        };
         let [_, vocabulary] = logits.dims();
         logits.reshape([batch, tokens, vocabulary])
     }

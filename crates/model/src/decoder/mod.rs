@@ -167,6 +167,30 @@ impl Decoder {
         self.run(ids, padding, kv, wanted, None)
     }
 
+    /// Runs tokens of several texts as one row, each at its place `(position, length of its text)`, and gives the logits
+    /// `[wanted, vocabulary]` after the tokens at `wanted`. `kv` knows which token belongs to which text.
+    pub(crate) fn forward_at(
+        &self,
+        ids: Vec<u32>,
+        places: &[(usize, usize)],
+        kv: &mut dyn KvStore,
+        wanted: &[usize],
+    ) -> Result<Tensor<2>> {
+        let ids = [ids];
+        let tokens = check_rows(&ids, self.spec.vocab_size)?;
+        let rotary = Rotary::at(&self.spec.rope, places, &self.device);
+        let mut x = self.ends.embed(&ids, &self.spec, &self.device)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, &mut ForwardCx { kv, layer, rotary: &rotary, tap: None })?;
+        }
+        if wanted.len() < tokens {
+            let rows: Vec<i32> = wanted.iter().map(|&row| row as i32).collect();
+            x = x.select(1, Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &self.device));
+        }
+        let head = self.ends.head();
+        Ok(head.logits(head.norm(x)).squeeze_dim(0))
+    }
+
     /// As [`Decoder::forward`] over a fresh store, with the input of every block and the normed output of the last:
     /// `hidden[k]` `[batch, tokens, features]`.
     pub fn forward_with_hidden(&self, ids: &[Vec<u32>]) -> Result<(Tensor<3>, Vec<Tensor<3>>)> {

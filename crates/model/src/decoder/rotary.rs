@@ -23,16 +23,26 @@ impl Rotary {
         let (mut cos, mut sin) = (Vec::with_capacity(size), Vec::with_capacity(size));
         for &pad in rows {
             for position in start..start + tokens {
-                let position = position.saturating_sub(pad) as f32;
-                for &frequency in &frequencies {
-                    // Transformers multiplies in f32: the product is rounded before its cosine is taken.
-                    let angle = f64::from(position * frequency as f32);
-                    cos.push((angle.cos() * factor) as f32);
-                    sin.push((angle.sin() * factor) as f32);
-                }
+                turn(position.saturating_sub(pad), &frequencies, factor, &mut cos, &mut sin);
             }
         }
         let shape = [rows.len(), 1, tokens, frequencies.len()];
+        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
+        Self { cos: tensor(cos), sin: tensor(sin) }
+    }
+
+    /// One row of tokens, each at a position of a text of some length.
+    pub fn at(spec: &RopeSpec, places: &[(usize, usize)], device: &Device) -> Self {
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let mut known = None;
+        for &(position, len) in places {
+            if known.as_ref().is_none_or(|(at, _)| *at != len) {
+                known = Some((len, spec.frequencies(len)));
+            }
+            let Some((_, (frequencies, factor))) = &known else { continue };
+            turn(position, frequencies, *factor, &mut cos, &mut sin);
+        }
+        let shape = [1, 1, places.len(), cos.len() / places.len().max(1)];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
         Self { cos: tensor(cos), sin: tensor(sin) }
     }
@@ -46,5 +56,15 @@ impl Rotary {
     pub fn halves_from_pairs(x: Tensor<4>) -> Tensor<4> {
         let [batch, heads, tokens, width] = x.dims();
         x.reshape([batch, heads, tokens, width / 2, 2]).swap_dims(3, 4).reshape([batch, heads, tokens, width])
+    }
+}
+
+/// Adds the cosines and sines of a position.
+fn turn(position: usize, frequencies: &[f64], factor: f64, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+    for &frequency in frequencies {
+        // Transformers multiplies in f32: the product is rounded before its cosine is taken.
+        let angle = f64::from(position as f32 * frequency as f32);
+        cos.push((angle.cos() * factor) as f32);
+        sin.push((angle.sin() * factor) as f32);
     }
 }

@@ -5,4 +5,5 @@ mod common;
 mod compression;
 mod decoding;
 mod parity;
+mod session;
 mod stories;

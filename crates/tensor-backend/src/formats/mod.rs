@@ -167,7 +167,7 @@ impl Weight {
 fn times(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let ([batch, tokens, inputs], [_, outputs]) = (x.dims(), weight.dims());
     // One product of `batch · tokens` rows: a batched product would meet the weight once per batch.
-    x.reshape([batch * tokens, inputs]).matmul(weight).reshape([batch, tokens, outputs])
+    crate::ops::product(x.reshape([batch * tokens, inputs]), weight).reshape([batch, tokens, outputs])
 }
 
 fn to_tensor(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {

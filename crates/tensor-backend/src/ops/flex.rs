@@ -7,7 +7,10 @@ use burn_flex::{FlexTensor, Layout};
 use kindling_core::AttendSpec;
 
 use super::rows::Rows;
-use super::{attention as attention_kernel, cross_entropy as cross_entropy_kernel, rms_norm as norm_kernel};
+use super::{
+    attention as attention_kernel, cross_entropy as cross_entropy_kernel, product as product_kernel,
+    rms_norm as norm_kernel,
+};
 use super::{rotary as rotary_kernel, swiglu as swiglu_kernel};
 
 /// Whether the kernels can take this tensor.
@@ -55,6 +58,23 @@ pub(super) fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tenso
     let losses =
         cross_entropy_kernel::in_place(&mut logits.storage_mut::<f32>()[..rows * vocabulary], vocabulary, &labels);
     (Tensor::from_primitive::<Flex>(tensor(losses, Shape::new([rows]))), Tensor::from_primitive::<Flex>(logits))
+}
+
+/// Neither is tracked by autodiff.
+pub(super) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let ([rows, inputs], [_, outputs]) = (x.dims(), weight.dims());
+    let flex = |x: Tensor<2>| x.try_into_primitive::<Flex>().expect("the wrapper looked");
+    let (x, weight) = (flex(x).to_contiguous(), flex(weight));
+    let strides = weight.layout().strides().to_vec();
+    let (by_inputs, by_outputs) = ([outputs as isize, 1], [1, inputs as isize]);
+    let weight = if strides == by_inputs || strides == by_outputs { weight } else { weight.to_contiguous() };
+    let held = &weight.storage::<f32>()[weight.layout().start_offset()..][..inputs * outputs];
+    let layout = match strides == by_outputs && strides != by_inputs {
+        true => product_kernel::Layout::Outputs(held),
+        false => product_kernel::Layout::Inputs(held),
+    };
+    let out = product_kernel::forward(values(&x), rows, inputs, outputs, layout);
+    Tensor::from_primitive::<Flex>(tensor(out, Shape::new([rows, outputs])))
 }
 
 /// Operations that Flex computes in one pass. Inputs are f32.

@@ -9,6 +9,7 @@
 //! | [`swiglu`] | three passes |
 //! | [`rotary`] | seven passes and a concatenation |
 //! | [`attention`] | scores `[heads, tokens, tokens]` in memory |
+//! | [`product`] | packing a weight for a few rows |
 //! | [`cross_entropy`] | six passes over `[tokens, vocabulary]` |
 
 // Without Flex the kernels have no caller.
@@ -18,6 +19,7 @@ mod attention;
 mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
+mod product;
 mod rms_norm;
 mod rotary;
 mod rows;
@@ -32,6 +34,7 @@ use kindling_core::AttendSpec;
 
 pub use attention::attention_reference;
 pub use cross_entropy::cross_entropy_reference;
+pub use product::product_reference;
 pub use rms_norm::rms_norm_reference;
 pub use rotary::rotary_reference;
 pub use swiglu::swiglu_reference;
@@ -106,4 +109,18 @@ pub fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tensor<1>, T
         return flex::cross_entropy(logits, labels);
     }
     cross_entropy_reference(logits, labels)
+}
+
+/// `[rows, in] · [in, out]`. A few rows that autodiff does not track meet the weight as it lies, and each row gives the
+/// same alone as beside others; everything else is a general product.
+pub fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    {
+        let fits = x.dims()[0] <= product::MOST_ROWS && x.dims()[1] == weight.dims()[0] && x.dims()[1] > 0;
+        let plain = |x: &Tensor<2>| flex::has_kernels(x) && !flex::is_tracked(x);
+        if fits && plain(&x) && plain(&weight) {
+            return flex::product(x, weight);
+        }
+    }
+    product_reference(x, weight)
 }

@@ -48,6 +48,22 @@ fn tracked() -> Device {
 }
 
 proptest! {
+    #[test]
+    fn product_of_a_few_rows(rows in 1usize..40, inputs in 1usize..70, outputs in 1usize..100, transposed in any::<bool>()) {
+        let device = Device::flex();
+        let (x, weight) = (random([rows, inputs], &device), random([inputs, outputs], &device));
+        let held = if transposed { Tensor::from_data(weight.clone().transpose().into_data(), &device).transpose() } else { weight.clone() };
+        let y = product(x.clone(), held.clone());
+        close("product", y.clone().into_data(), product_reference(x.clone(), weight).into_data(), 2e-5);
+        // Alone a row gives what it gives beside others, to the bit.
+        if rows <= 32 {
+            let row = rows / 2;
+            let alone = product(x.slice(burn::tensor::s![row..row + 1, ..]), held);
+            let values = |x: Tensor<2>| x.into_data().try_into_vec::<f32>().unwrap();
+            prop_assert_eq!(values(alone), values(y.slice(burn::tensor::s![row..row + 1, ..])));
+        }
+    }
+
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]

@@ -4,13 +4,13 @@
 //! request and the position, so a request gives the same text alone, in any batch and after any restart.
 //!
 //! ```
-//! use kindling_model::sampling::{Sampler, SamplingConfig};
+//! use kindling_core::sampling::{Sampler, SamplingConfig};
 //!
 //! let sampler = Sampler::new(SamplingConfig { temperature: 0.8, top_p: 0.9, seed: 7, ..Default::default() })?;
 //! let logits = [0.1, 2.0, -1.0, 1.5];
 //! let once = sampler.sample(&mut logits.clone(), &[], 0, 5)?;
 //! assert_eq!(once, sampler.sample(&mut logits.clone(), &[], 0, 5)?);
-//! # Ok::<(), kindling_model::sampling::SamplingError>(())
+//! # Ok::<(), kindling_core::sampling::SamplingError>(())
 //! ```
 
 use std::cmp::Ordering;

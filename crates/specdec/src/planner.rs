@@ -1,0 +1,277 @@
+//! How much to verify: as long as the tokens to be expected grow faster than the time.
+//!
+//! A round of `b` texts that verifies `k` guesses takes `T(k)` and gives `b + Σ A` tokens on average, `A` being the
+//! probability that a guess and all before it are right. Guesses of all texts are sorted by `A`, and the best beginning
+//! of that order is verified: a text that is easy to guess gets the share of one that is not, and where nothing pays
+//! nothing is verified.
+
+use std::collections::BTreeMap;
+
+use kindling_core::draft::Input;
+use kindling_core::{Draft, Result, Target};
+
+/// One in so many rounds that few measurements hold back verifies a guess more, until there are enough of them: they may
+/// have been taken while the machine had other work.
+const LOOK_AGAIN: u32 = 16;
+/// Measured rounds remembered for each number of guesses.
+const KEPT: usize = 15;
+/// The cost of a guess, in rounds without any, where nothing was measured.
+const ASSUMED: f64 = 0.05;
+/// A pass that takes longer, in seconds, is too dear to be repeated for measurements.
+const SLOW: f64 = 0.01;
+
+/// Time of a round by number of guesses: lower quartiles of the newest measurements, by powers of two of texts and
+/// context. Whatever else the machine does only adds to a time, so low ones tell more than high ones.
+#[derive(Debug, Clone, Default)]
+pub struct CostModel {
+    rows: BTreeMap<(u32, u32), Row>,
+    /// Rounds in which less was verified than assumed costs would have paid for.
+    held_back: u32,
+}
+
+/// The newest times by number of guesses, in a ring.
+#[derive(Debug, Clone, Default)]
+struct Row(BTreeMap<usize, (Vec<f64>, usize)>);
+
+impl Row {
+    fn push(&mut self, guesses: usize, seconds: f64) {
+        let (times, at) = self.0.entry(guesses).or_default();
+        if times.len() < KEPT {
+            times.push(seconds);
+        } else {
+            times[*at % KEPT] = seconds;
+        }
+        *at += 1;
+    }
+
+    /// Times of 0, 1, …, `most` guesses; never less for more.
+    fn times(&self, most: usize) -> Vec<f64> {
+        let usual = |times: &[f64]| {
+            let mut times = times.to_vec();
+            times.sort_unstable_by(f64::total_cmp);
+            times[times.len() / 4]
+        };
+        let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, (times, _))| (k, usual(times))).collect();
+        // More guesses never take less time: where they seem to, the time of the fewer ones was disturbed.
+        let mut lowest = f64::INFINITY;
+        for (_, time) in known.iter_mut().rev() {
+            lowest = lowest.min(*time);
+            *time = lowest;
+        }
+        let Some(&(first, base)) = known.first() else { return assumed(most) };
+        (0..=most)
+            .map(|k| match known.partition_point(|&(at, _)| at <= k) {
+                // Fewer guesses than were ever measured: no cheaper than assumed.
+                0 => base / (1.0 + ASSUMED * (first - k) as f64),
+                n if n == known.len() => {
+                    let (at, time) = known[n - 1];
+                    time + ASSUMED * base * (k - at) as f64
+                }
+                n => {
+                    let ((a, low), (b, high)) = (known[n - 1], known[n]);
+                    low + (high - low) * (k - a) as f64 / (b - a) as f64
+                }
+            })
+            .collect()
+    }
+}
+
+/// Times where nothing was measured, in rounds without guesses.
+fn assumed(most: usize) -> Vec<f64> {
+    (0..=most).map(|k| 1.0 + ASSUMED * k as f64).collect()
+}
+
+impl CostModel {
+    fn key(batch: usize, context: usize) -> (u32, u32) {
+        (batch.max(1).ilog2(), context.max(1).ilog2())
+    }
+
+    /// A round took this long.
+    pub fn push(&mut self, batch: usize, context: usize, guesses: usize, seconds: f64) {
+        if !(seconds.is_finite() && seconds > 0.0) {
+            return;
+        }
+        let key = Self::key(batch, context);
+        if !self.rows.contains_key(&key) {
+            // A new row begins as the nearest one, of as many texts if there is one.
+            let distance = |at: &(u32, u32)| 8 * at.0.abs_diff(key.0) + at.1.abs_diff(key.1);
+            let nearest = self.rows.keys().min_by_key(|at| distance(at)).copied();
+            let row = nearest.map(|at| self.rows[&at].clone()).unwrap_or_default();
+            self.rows.insert(key, row);
+        }
+        self.rows.entry(key).or_default().push(guesses, seconds);
+    }
+
+    /// How many rounds of so many guesses were measured, of those remembered.
+    fn measured(&self, batch: usize, context: usize, guesses: usize) -> usize {
+        let row = self.rows.get(&Self::key(batch, context)).and_then(|row| row.0.get(&guesses));
+        row.map_or(0, |(times, _)| times.len())
+    }
+
+    /// Times of rounds of 0, 1, …, `most` guesses, in seconds or, before the first measurement, in rounds.
+    pub fn times(&self, batch: usize, context: usize, most: usize) -> Vec<f64> {
+        let key = Self::key(batch, context);
+        let distance = |at: &(u32, u32)| 8 * at.0.abs_diff(key.0) + at.1.abs_diff(key.1);
+        match self.rows.iter().min_by_key(|(at, _)| distance(at)) {
+            Some((_, row)) => row.times(most),
+            None => Row::default().times(most),
+        }
+    }
+
+    /// Measures rounds of some numbers of guesses, eight times each, behind the end of `text`, whose newest token is
+    /// `last`; leaves the text as it was. A target that takes longer than 10 ms for the first of them is not asked for the
+    /// others: it will tell by real rounds, and guesses are cheap beside its weights.
+    ///
+    /// # Errors
+    /// Those of the target.
+    pub fn measure(&mut self, target: &mut dyn Target, text: usize, last: u32, guesses: &[usize]) -> Result<()> {
+        let from = target.len(text);
+        for round in 0..9 {
+            for &k in guesses {
+                let start = std::time::Instant::now();
+                target.forward(&[Input::chain(text, vec![last; k + 1])], false)?;
+                let seconds = start.elapsed().as_secs_f64();
+                target.keep(text, from, &[])?;
+                // The first round warms up.
+                if round > 0 {
+                    self.push(1, from, k, seconds);
+                } else if seconds > SLOW {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many of the guesses to verify: the `k` with the most tokens per time, the smaller among equals. `expected` are the
+/// probabilities `A` in descending order, `times` those of 0, 1, … guesses, one more than there are guesses.
+///
+/// ```
+/// use kindling_specdec::planner::best_length;
+///
+/// let each = [0.9, 0.9, 0.85, 0.7, 0.4, 0.3, 0.2, 0.1];
+/// let expected: Vec<f64> = each.iter().scan(1.0, |a, p| { *a *= p; Some(*a) }).collect();
+/// let times: Vec<f64> = (0..=8).map(|k| 1.0 + 0.08 * k as f64).collect();
+/// assert_eq!(best_length(1, &expected, &times), 4);
+/// ```
+pub fn best_length(batch: usize, expected: &[f64], times: &[f64]) -> usize {
+    let mut sum = batch as f64;
+    let (mut best, mut best_rate) = (0, sum / times[0]);
+    for (k, (a, time)) in expected.iter().zip(&times[1..]).enumerate() {
+        sum += a;
+        if sum / time > best_rate {
+            (best, best_rate) = (k + 1, sum / time);
+        }
+    }
+    best
+}
+
+/// Cuts drafts to what is worth verifying together. Now and then it tries more than measured costs allow, to measure again.
+pub fn plan(costs: &mut CostModel, context: usize, drafts: &mut [&mut Draft]) {
+    let mut order: Vec<(f32, usize, usize)> = Vec::new();
+    for (text, draft) in drafts.iter().enumerate() {
+        order.extend(draft.nodes().iter().enumerate().map(|(node, guess)| (guess.confidence, node, text)));
+    }
+    if order.is_empty() {
+        return;
+    }
+    // Among equals earlier nodes first, so that parents come before children.
+    order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let expected: Vec<f64> = order.iter().map(|(confidence, ..)| f64::from(*confidence)).collect();
+    let times = costs.times(drafts.len(), context, order.len());
+    let mut taken = best_length(drafts.len(), &expected, &times);
+    let hoped = best_length(drafts.len(), &expected, &assumed(order.len()));
+    if taken < hoped && costs.measured(drafts.len(), context, taken + 1) < KEPT {
+        costs.held_back += 1;
+        taken += usize::from(costs.held_back.is_multiple_of(LOOK_AGAIN));
+    }
+    for (text, draft) in drafts.iter_mut().enumerate() {
+        let mut wanted = vec![false; draft.len()];
+        order[..taken].iter().filter(|(_, _, at)| *at == text).for_each(|&(_, node, _)| wanted[node] = true);
+        draft.retain(|node, _| wanted[node]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_worked_example() {
+        let rates = [1.0, 1.759_259, 2.336_207, 2.740_726, 2.939_735, 2.909_450];
+        let mut sum = 1.0;
+        let mut a = 1.0;
+        for (k, p) in [1.0, 0.9, 0.9, 0.85, 0.7, 0.4].into_iter().enumerate() {
+            a *= p;
+            sum += if k == 0 { 0.0 } else { a };
+            assert!((sum / (1.0 + 0.08 * k as f64) - rates[k]).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn the_speed_model_of_independent_acceptance() {
+        // Acceptance .8, .02 a verified token: 11 guesses, 3.816723 times as fast.
+        let expected: Vec<f64> = (1..=30).map(|i| 0.8f64.powi(i)).collect();
+        let times: Vec<f64> = (0..=30).map(|k| 1.0 + 0.02 * f64::from(k)).collect();
+        let best = best_length(1, &expected, &times);
+        let rate = (1.0 + expected[..best].iter().sum::<f64>()) / times[best];
+        assert_eq!(best, 11);
+        assert!((rate - 3.816_723).abs() < 1e-6);
+    }
+
+    #[test]
+    fn free_guesses_on_a_plateau_are_taken() {
+        let times = [1.0, 1.5, 1.5, 1.5, 1.5];
+        assert_eq!(best_length(1, &[0.3, 0.29, 0.28, 0.27], &times), 4);
+        assert_eq!(best_length(1, &[0.1, 0.1, 0.1, 0.1], &times), 0);
+    }
+
+    #[test]
+    fn a_batch_shares_by_probability() {
+        let mut costs = CostModel::default();
+        for k in 0..=8 {
+            costs.push(2, 100, k, 1.0 + 0.4 * k as f64);
+        }
+        let mut easy = Draft::chain([(1, 0.95), (2, 0.9), (3, 0.85), (4, 0.8)]).unwrap();
+        let mut hard = Draft::chain([(1, 0.3), (2, 0.1)]).unwrap();
+        plan(&mut costs, 100, &mut [&mut easy, &mut hard]);
+        // 2 / 1, 2.95 / 1.4, 3.85 / 1.8, 4.7 / 2.2: two of the easy text.
+        assert_eq!((easy.len(), hard.len()), (2, 0));
+    }
+
+    #[test]
+    fn outliers_do_not_move_the_costs() {
+        let mut costs = CostModel::default();
+        for round in 0..40 {
+            for k in 0..4 {
+                costs.push(1, 64, k, if round % 10 == 3 { 9.0 } else { 1.0 + 0.1 * k as f64 });
+            }
+        }
+        let times = costs.times(1, 70, 6);
+        assert!((0..4).all(|k| (times[k] - 1.0 - 0.1 * k as f64).abs() < 1e-12), "{times:?}");
+        assert!(times.is_sorted() && times.len() == 7);
+        assert_eq!(costs.times(4, 9000, 3), times[..4], "the nearest row serves until there is a better one");
+    }
+
+    proptest! {
+        #[test]
+        fn the_plan_is_the_best_of_all_lengths(chains in prop::collection::vec(prop::collection::vec(0.0f32..1.0, 0..6), 1..4), slope in 0.0f64..0.6) {
+            let mut costs = CostModel::default();
+            (0..=20).for_each(|k| costs.push(chains.len(), 9, k, 1.0 + slope * k as f64));
+            let mut drafts: Vec<Draft> = chains
+                .iter()
+                .map(|chain| Draft::chain(chain.iter().scan(1.0, |a, p| { *a *= p; Some((0, *a)) })).unwrap())
+                .collect();
+            let mut all: Vec<f64> = drafts.iter().flat_map(|d| d.nodes().iter().map(|n| f64::from(n.confidence))).collect();
+            all.sort_by(|a, b| b.total_cmp(a));
+            let rate = |kept: &[f64]| (chains.len() as f64 + kept.iter().sum::<f64>()) / (1.0 + slope * kept.len() as f64);
+            let best = (0..=all.len()).map(|k| rate(&all[..k])).fold(0.0, f64::max);
+            plan(&mut costs, 9, &mut drafts.iter_mut().collect::<Vec<_>>());
+            let kept: Vec<f64> = drafts.iter().flat_map(|d| d.nodes().iter().map(|n| f64::from(n.confidence))).collect();
+            prop_assert!((rate(&kept) - best).abs() < 1e-9);
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! `bench`: speed on this machine, one measurement per file.
+
+mod draft;
+mod specdec;
+
+use anyhow::Result;
+use kindling_tensor_backend::device::DeviceName;
+
+use crate::cli::{Bench, BenchCommand};
+
+pub(crate) fn run(args: &Bench, device: DeviceName) -> Result<()> {
+    match &args.command {
+        BenchCommand::Draft(args) => draft::run(args),
+        BenchCommand::Specdec(args) => specdec::run(args, device),
+    }
+}
