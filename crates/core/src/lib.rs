@@ -7,6 +7,7 @@
 //! | module | what it defines |
 //! | --- | --- |
 //! | [`cx`] | [`Cx`]: seeded randomness, cancellation, progress |
+//! | [`index`] | [`PointIndex`], [`OrderedIndex`], [`IndexMut`]: ordered maps over scalar keys |
 //! | [`options`] | [`Options`]: the untyped keys of a recipe stage, read with serde |
 //! | [`pack`] | dense bit streams of codes |
 //! | [`pattern`] | [`NM`] patterns and [`Mask`]s |
@@ -22,6 +23,7 @@
 
 pub mod cx;
 pub mod error;
+pub mod index;
 #[cfg(feature = "tensor")]
 pub mod kv;
 #[cfg(feature = "tensor")]
@@ -39,6 +41,7 @@ pub mod tap;
 
 pub use cx::{Cx, Progress};
 pub use error::{Error, Result};
+pub use index::{IndexMut, OrderedIndex, PointIndex};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};
 #[cfg(feature = "tensor")]
