@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 ///
 /// A wrong implementation gives wrong answers and slow look-ups, never undefined behaviour.
 pub trait Key: Copy + Ord + fmt::Debug {
-    /// `self − base`, computed in the native domain and then rounded; at most 0 for keys up to `base`.
+    /// `self − base`, computed in the native domain and then rounded; 0 or less for keys up to `base`.
     ///
     /// Must not decrease when `self` grows. Subtracting before rounding is what keeps neighbours apart: two integers
     /// beyond 2^53 may be the same `f64` while their distances from a near `base` are exact.
@@ -26,7 +26,7 @@ macro_rules! integer_key {
         impl Key for $type {
             #[inline]
             fn offset_from(self, base: Self) -> f64 {
-                if self >= base { self.abs_diff(base) as f64 } else { -(base.abs_diff(self) as f64) }
+                (if self >= base { self.abs_diff(base) } else { 0 }) as f64
             }
 
             #[inline]
@@ -163,7 +163,7 @@ mod tests {
     fn offsets_are_taken_before_rounding() {
         let base = u64::MAX - 10;
         assert_eq!(u64::MAX.offset_from(base), 10.0);
-        assert_eq!(base.offset_from(u64::MAX), -10.0);
+        assert_eq!(base.offset_from(u64::MAX), 0.0);
         assert_eq!(i64::MAX.offset_from(i64::MIN), 2f64.powi(64));
         assert_eq!(F64(5.5).offset_from(F64(5.0)), 0.5);
     }

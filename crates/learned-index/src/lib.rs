@@ -3,6 +3,11 @@
 pub mod data;
 mod error;
 mod key;
+mod map;
+mod raw;
 
 pub use error::{Error, Result};
 pub use key::{F64, Key};
+pub use map::{IntoIter, LearnedMap, entry};
+pub use raw::cursor::{Iter, IterMut};
+pub use raw::Shape;
