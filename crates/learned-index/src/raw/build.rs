@@ -12,7 +12,7 @@ use super::node::{CHUNK_MAX, Chunk, Kind, Node, SLOTS, Separators, slot_of};
 use crate::key::Key;
 
 /// Keys per chunk that a line aims at.
-const TARGET: usize = 48;
+const TARGET: usize = 32;
 /// A chunk with more keys becomes a child when it is built; the others have room to grow before they do.
 const CHUNK_FULL: usize = 144;
 /// Runs up to here become a model whatever they look like.
@@ -23,8 +23,8 @@ const RUN_MAX: usize = 1 << 24;
 const CROWDED: usize = 8;
 /// … and one key in so many may be in a crowded bucket,
 const CROWDED_SHARE: usize = 12;
-/// … and one in so many below a chunk that holds too many.
-const DEEPER_SHARE: usize = 4;
+/// … and one in so many must be in a chunk that does not hold too many.
+const CARRIED_SHARE: usize = 5;
 /// Up to here a sorted array needs no model.
 const FLAT: usize = 32;
 /// Blocks grow in steps of so many pairs.
@@ -139,7 +139,7 @@ impl<C: Key, K: Copy, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
     /// Whether a line spreads most of the run over its chunks and slots.
     fn is_carried(&self, begin: usize, end: usize) -> bool {
         let line = self.line(begin, end);
-        let (most_crowded, most_deeper) = ((end - begin) / CROWDED_SHARE, (end - begin) / DEEPER_SHARE);
+        let (most_crowded, most_deeper) = ((end - begin) / CROWDED_SHARE, (end - begin) - (end - begin) / CARRIED_SHARE);
         let (mut chunk, mut in_chunk, mut slot, mut in_slot) = (0, 0, 0, 0);
         let (mut crowded, mut crowded_here, mut deeper) = (0, 0, 0);
         for at in Self::slots(self.coordinate, &line, begin, end) {

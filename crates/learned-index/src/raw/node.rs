@@ -176,21 +176,18 @@ pub(super) unsafe fn search<K: Ord, V>(pairs: *const (K, V), n: usize, key: &K) 
 pub(super) unsafe fn find<K: Ord, V>(pairs: *const (K, V), n: usize, key: &K) -> *const (K, V) {
     // SAFETY: every index below is less than `n`.
     unsafe {
-        if n <= 4 {
-            if n == 0 {
-                return ptr::null();
-            }
-            // No branch depends on the keys: the processor goes on to the next look-up while these are fetched.
-            let last = n - 1;
-            let mut found = ptr::null();
-            for j in 0..4 {
-                let pair = pairs.add(j.min(last));
-                found = hint::select_unpredictable((*pair).0 == *key, pair, found);
-            }
-            return found;
-        }
-        let (at, is) = search(pairs, n, key);
-        if is { pairs.add(at) } else { ptr::null() }
+        let last = n.wrapping_sub(1);
+        let at = if last < 4 {
+            // No branch depends on the keys: the processor goes on to the next look-up while these are fetched. Up to
+            // the key that is sought, all are smaller.
+            let smaller = |j: usize| usize::from((*pairs.add(j.min(last))).0 < *key);
+            (smaller(0) + smaller(1) + smaller(2)).min(last)
+        } else if n > 0 {
+            search(pairs, n, key).0.min(last)
+        } else {
+            return ptr::null();
+        };
+        if (*pairs.add(at)).0 == *key { pairs.add(at) } else { ptr::null() }
     }
 }
 
