@@ -1,0 +1,3 @@
+//! The maps against `BTreeMap`.
+
+mod ordered;
