@@ -3,8 +3,10 @@
 pub mod data;
 mod error;
 mod key;
+pub mod line;
 mod map;
 mod raw;
+pub mod reference;
 
 pub use error::{Error, Result};
 pub use key::{F64, Key};
