@@ -53,7 +53,7 @@ integer_key!(u16, u32, u64, i32, i64);
 /// assert!(F64::new(f64::NAN).is_err());
 /// # Ok::<(), kindling_learned_index::Error>(())
 /// ```
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct F64(f64);
 

@@ -3,8 +3,10 @@
 pub mod data;
 mod error;
 mod key;
+pub mod flow;
 pub mod line;
 mod map;
+pub mod nfl;
 mod raw;
 pub mod reference;
 
@@ -12,4 +14,5 @@ pub use error::{Error, Result};
 pub use key::{F64, Key};
 pub use map::{IntoIter, LearnedMap, entry};
 pub use raw::cursor::{Iter, IterMut};
+pub use nfl::{NflConfig, NflMap};
 pub use raw::Shape;

@@ -47,6 +47,8 @@ pub(super) struct Builder<'a, C, K, V, F> {
     pub(super) pairs: *const (K, V),
     /// The coordinate of the pair at a position.
     pub(super) coordinate: F,
+    /// Whether keys ascend with coordinates; if not, every bucket is sorted by key.
+    pub(super) ordered: bool,
     pub(super) marker: std::marker::PhantomData<C>,
 }
 
@@ -57,7 +59,7 @@ struct Line<C> {
     chunks: usize,
 }
 
-impl<C: Key, K: Copy, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
+impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
     /// A node over the pairs `begin..end`, which it moves out.
     ///
     /// # Safety
@@ -92,6 +94,18 @@ impl<C: Key, K: Copy, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
     fn node(&self, kind: Kind, data: *mut u8, room: usize, len: usize) -> Node<C> {
         let room = u32::try_from(room).expect("a node has fewer than 2^32 parts");
         Node { base: MaybeUninit::uninit(), scale: 0.0, limit: 0.0, data, room, kind, len, built: len }
+    }
+
+    /// Sorts a bucket by key, if it is not.
+    ///
+    /// # Safety
+    /// The pairs are initialised and nobody else has them.
+    #[inline(always)]
+    unsafe fn sort(&self, pairs: *mut (K, V), n: usize) {
+        if !self.ordered && n > 1 {
+            // SAFETY: the caller's promise.
+            unsafe { std::slice::from_raw_parts_mut(pairs, n) }.sort_unstable_by_key(|pair| pair.0);
+        }
     }
 
     fn one_coordinate(&self, begin: usize, end: usize) -> bool {
@@ -190,7 +204,10 @@ impl<C: Key, K: Copy, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
         let room = n.next_multiple_of(4);
         let block = self.heap.array::<(K, V)>(room);
         // SAFETY: initialised by the caller's promise, the block is new and large enough.
-        unsafe { ptr::copy_nonoverlapping(self.pairs.add(begin), block, n) };
+        unsafe {
+            ptr::copy_nonoverlapping(self.pairs.add(begin), block, n);
+            self.sort(block, n);
+        }
         self.node(Kind::Flat, block.cast(), room, n)
     }
 
@@ -245,7 +262,12 @@ impl<C: Key, K: Copy, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
             chunk.cap = room(n) as u8;
             let block = self.heap.array::<(K, V)>(chunk.cap.into());
             // SAFETY: the caller's promise; the block is new and has room for `n`.
-            unsafe { ptr::copy_nonoverlapping(self.pairs.add(begin), block, n) };
+            unsafe {
+                ptr::copy_nonoverlapping(self.pairs.add(begin), block, n);
+                for ends in chunk.ends.windows(2) {
+                    self.sort(block.add(ends[0].into()), (ends[1] - ends[0]).into());
+                }
+            }
             chunk.data = block.cast();
         }
         chunk

@@ -98,7 +98,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
             // SAFETY: from here on the nodes own the pairs. A panic in a user's key type leaks them.
             unsafe {
                 pairs.set_len(0);
-                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, marker }.build(0, n)
+                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
             }
         } else {
             let mut placed: Vec<(P::C, (K, V))> =
@@ -111,7 +111,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 pairs.set_len(0);
                 let coordinates = &coordinates;
                 let coordinate = |i: usize| coordinates[i];
-                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, marker }.build(0, n)
+                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
             }
         }
     }

@@ -1,3 +1,4 @@
 //! The maps against `BTreeMap`.
 
+mod nfl;
 mod ordered;
