@@ -1,5 +1,6 @@
 //! Ordered maps that learn the distribution of their keys.
 
+pub mod attention;
 pub mod baseline;
 pub mod data;
 mod error;

@@ -71,7 +71,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     pub(crate) fn from_sorted(pairs: Vec<(K, V)>, project: P) -> Self {
         let mut tree = Self::new(project);
         tree.heap.reserve(forecast(pairs.len(), size_of::<(K, V)>()));
-        tree.root = tree.build(pairs);
+        tree.root = Self::build(&mut tree.heap, &tree.project, pairs);
         tree
     }
 
@@ -85,12 +85,12 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     }
 
     /// Builds a node over pairs that ascend by key.
-    fn build(&mut self, mut pairs: Vec<(K, V)>) -> Node<P::C> {
+    fn build(heap: &mut Heap, project: &P, mut pairs: Vec<(K, V)>) -> Node<P::C> {
         let n = pairs.len();
         let marker = PhantomData;
         if P::ORDERED {
             let coordinate = {
-                let (first, project) = (pairs.as_ptr(), &self.project);
+                let first = pairs.as_ptr();
                 // SAFETY: asked for positions below `n` only. The keys stay readable while their pairs are moved: they
                 // are `Copy`.
                 move |i: usize| project.project(unsafe { &(*first.add(i)).0 })
@@ -98,11 +98,11 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
             // SAFETY: from here on the nodes own the pairs. A panic in a user's key type leaks them.
             unsafe {
                 pairs.set_len(0);
-                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
             }
         } else {
             let mut placed: Vec<(P::C, (K, V))> =
-                pairs.into_iter().map(|pair| (self.project.project(&pair.0), pair)).collect();
+                pairs.into_iter().map(|pair| (project.project(&pair.0), pair)).collect();
             // Equal coordinates keep the order of keys: the pairs came in it, or nearly so.
             placed.sort_unstable_by(|(a, (j, _)), (b, (k, _))| a.cmp(b).then_with(|| j.cmp(k)));
             let (coordinates, mut pairs): (Vec<P::C>, Vec<(K, V)>) = placed.into_iter().unzip();
@@ -111,7 +111,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 pairs.set_len(0);
                 let coordinates = &coordinates;
                 let coordinate = |i: usize| coordinates[i];
-                Builder { heap: &mut self.heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
             }
         }
     }
@@ -396,13 +396,15 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// Rebuilds what is full at `coordinate`: the topmost subtree that has outgrown its lines, else the full leaf.
     #[cold]
     fn make_room(&mut self, coordinate: P::C) {
-        let mut node = &raw mut self.root;
+        // Taken apart: a reference to the whole tree would claim the root, which `node` may point to.
+        let Self { root, heap, project, .. } = self;
+        let mut node = &raw mut *root;
         // SAFETY: invariants 1 to 3.
         unsafe {
             loop {
                 let outgrown = (*node).len >= REBUILD_MIN && 2 * (*node).len >= GROWN_HALVES * (*node).built;
                 if outgrown || (*node).kind == Kind::Flat {
-                    return self.rebuild(node);
+                    return Self::rebuild(heap, project, node);
                 }
                 if (*node).kind == Kind::Dense {
                     node = Self::child(node, coordinate);
@@ -410,11 +412,11 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 }
                 let chunk = (*node).data.cast::<Chunk>().add((*node).place(coordinate).0);
                 if !(*chunk).child {
-                    let child = self.heap.array::<Node<P::C>>(1);
+                    let child = heap.array::<Node<P::C>>(1);
                     child.write(Node { data: (*chunk).data, room: (*chunk).cap.into(), len: (*chunk).len(), ..Node::empty() });
                     (*chunk).data = child.cast();
                     (*chunk).child = true;
-                    return self.rebuild(child);
+                    return Self::rebuild(heap, project, child);
                 }
                 node = (*chunk).data.cast();
             }
@@ -425,16 +427,16 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     ///
     /// # Safety
     /// `node` is a node of this tree.
-    unsafe fn rebuild(&mut self, node: *mut Node<P::C>) {
+    unsafe fn rebuild(heap: &mut Heap, project: &P, node: *mut Node<P::C>) {
         // SAFETY: the caller's promise. The pairs move to `pairs`, from there into the new node.
         unsafe {
             let mut pairs = Vec::with_capacity((*node).len + 1);
-            self.unload(node, &mut pairs);
-            let mut built = self.build(pairs);
+            Self::unload(heap, node, &mut pairs);
+            let mut built = Self::build(heap, project, pairs);
             if built.kind == Kind::Flat {
                 // Keys of one coordinate: no line, so room for as many again.
                 let (cap, larger) = (built.room as usize, (2 * built.len).max(4));
-                built.data = Self::widen(&mut self.heap, built.data.cast::<(K, V)>(), built.len, cap, larger).cast();
+                built.data = Self::widen(heap, built.data.cast::<(K, V)>(), built.len, cap, larger).cast();
                 built.room = u32::try_from(larger).expect("a node has fewer than 2^32 pairs");
             }
             *node = built;
@@ -445,35 +447,35 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     ///
     /// # Safety
     /// `node` is a node of this tree. It is empty afterwards.
-    unsafe fn unload(&mut self, node: *mut Node<P::C>, pairs: &mut Vec<(K, V)>) {
+    unsafe fn unload(heap: &mut Heap, node: *mut Node<P::C>, pairs: &mut Vec<(K, V)>) {
         // SAFETY: the caller's promise and invariants 1 and 2.
         unsafe {
             let Node { data, room, kind, len, .. } = mem::replace(&mut *node, Node::empty());
             let room = room as usize;
             match kind {
-                Kind::Flat => self.unload_block(data.cast(), len, room, pairs),
+                Kind::Flat => Self::unload_block(heap, data.cast(), len, room, pairs),
                 Kind::Model => {
                     let chunks = data.cast::<Chunk>();
                     for i in 0..room {
                         let chunk = &*chunks.add(i);
                         if chunk.child {
-                            self.unload(chunk.data.cast(), pairs);
-                            self.heap.free_array(chunk.data.cast::<Node<P::C>>(), 1);
+                            Self::unload(heap, chunk.data.cast(), pairs);
+                            heap.free_array(chunk.data.cast::<Node<P::C>>(), 1);
                         } else {
-                            self.unload_block(chunk.data.cast(), chunk.len(), chunk.cap.into(), pairs);
+                            Self::unload_block(heap, chunk.data.cast(), chunk.len(), chunk.cap.into(), pairs);
                         }
                     }
-                    self.heap.free_array(chunks, room);
+                    heap.free_array(chunks, room);
                 }
                 Kind::Dense => {
                     let separators = data.cast::<Separators<P::C>>();
                     let Separators { children, begins } = separators.read();
                     for i in 0..room {
-                        self.unload(children.add(i), pairs);
+                        Self::unload(heap, children.add(i), pairs);
                     }
-                    self.heap.free_array(children, room);
-                    self.heap.free_array(begins, room);
-                    self.heap.free_array(separators, 1);
+                    heap.free_array(children, room);
+                    heap.free_array(begins, room);
+                    heap.free_array(separators, 1);
                 }
             }
         }
@@ -481,7 +483,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
 
     /// # Safety
     /// `block` is a block of this tree for `cap` pairs, the first `len` initialised; or `cap` is 0.
-    unsafe fn unload_block(&mut self, block: *mut (K, V), len: usize, cap: usize, pairs: &mut Vec<(K, V)>) {
+    unsafe fn unload_block(heap: &mut Heap, block: *mut (K, V), len: usize, cap: usize, pairs: &mut Vec<(K, V)>) {
         if cap == 0 {
             return;
         }
@@ -490,7 +492,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             ptr::copy_nonoverlapping(block, pairs.as_mut_ptr().add(pairs.len()), len);
             pairs.set_len(pairs.len() + len);
-            self.heap.free_array(block, cap);
+            heap.free_array(block, cap);
         }
     }
 
@@ -553,17 +555,14 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     pub(crate) fn shrink(&mut self) {
         let pairs = self.take_all();
         self.heap.reserve(forecast(pairs.len(), size_of::<(K, V)>()));
-        self.root = self.build(pairs);
+        self.root = Self::build(&mut self.heap, &self.project, pairs);
     }
 
     /// All pairs in the order of the tree; it is empty afterwards and holds no memory.
     pub(crate) fn take_all(&mut self) -> Vec<(K, V)> {
         let mut pairs = Vec::with_capacity(self.root.len);
         // SAFETY: the root is a node of this tree.
-        unsafe {
-            let root = &raw mut self.root;
-            self.unload(root, &mut pairs);
-        }
+        unsafe { Self::unload(&mut self.heap, &raw mut self.root, &mut pairs) };
         self.heap = Heap::default();
         pairs
     }

@@ -125,8 +125,8 @@ fn exercise<K: Key>(pool: &[K], operations: usize, seed: u64) {
     pair.whole();
 }
 
-const OPERATIONS: usize = if cfg!(miri) { 400 } else { 100_000 };
-const POOL: usize = if cfg!(miri) { 300 } else { 20_000 };
+const OPERATIONS: usize = if cfg!(miri) { 200 } else { 100_000 };
+const POOL: usize = if cfg!(miri) { 150 } else { 20_000 };
 
 #[test]
 fn a_million_operations_on_all_sets() {
