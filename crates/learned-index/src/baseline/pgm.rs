@@ -4,11 +4,12 @@
 //! the hulls after O'Rourke, "An on-line algorithm for fitting straight lines between data ranges" (1981).
 
 use std::cmp::Ordering;
+use std::hint::select_unpredictable;
 use std::ops::{Mul, Sub};
 
 use kindling_core::{OrderedIndex, PointIndex};
 
-use super::{lower_bound, visit_from};
+use super::visit_from;
 use crate::key::{F64, Key};
 
 /// Error of the levels above the first.
@@ -306,11 +307,17 @@ impl<K: Exact> Pgm<K> {
 
     /// The first position of `keys`, which the index was built on, that holds no smaller key.
     pub fn lower_bound(&self, keys: &[K], key: &K) -> usize {
-        if keys.first().is_none_or(|first| key <= first) {
+        self.lower_bound_by(keys.len(), |at| keys[at], key)
+    }
+
+    /// As [`Pgm::lower_bound`], over `n` keys that `at` gives by position.
+    pub fn lower_bound_by(&self, n: usize, at: impl Fn(usize) -> K, key: &K) -> usize {
+        let key_at = at;
+        if n == 0 || *key <= key_at(0) {
             return 0;
         }
-        if keys.last().is_some_and(|last| key > last) {
-            return keys.len();
+        if *key > key_at(n - 1) {
+            return n;
         }
         let mut s = 0;
         for two in self.levels.windows(2).rev() {
@@ -323,9 +330,15 @@ impl<K: Exact> Pgm<K> {
         }
         let level = &self.levels[0];
         let at = level.predict(s, *key);
-        let begin = at.saturating_sub(level.error).min(keys.len());
-        let end = (at + level.error + 2).min(keys.len());
-        begin + lower_bound(&keys[begin..end], key)
+        let mut begin = at.saturating_sub(level.error).min(n);
+        let mut size = (at + level.error + 2).min(n) - begin;
+        while size > 0 {
+            let half = size / 2;
+            let smaller = key_at(begin + half) < *key;
+            begin = select_unpredictable(smaller, begin + half + 1, begin);
+            size = if smaller { size - half - 1 } else { half };
+        }
+        begin
     }
 }
 

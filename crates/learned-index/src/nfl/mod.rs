@@ -56,13 +56,14 @@ enum Layout<K: Key, V> {
 /// There are no ranges: neighbours by key are no neighbours by place.
 ///
 /// ```
+/// use kindling_learned_index::data::{KeySet, Keys};
 /// use kindling_learned_index::{NflConfig, NflMap};
 ///
-/// let crowded = (1..5000u64).map(|i| (i * i * i * i, i));
-/// let mut map = NflMap::from_sorted(crowded, &NflConfig::default())?;
+/// let Some(Keys::U64(keys)) = KeySet::named("lognormal").map(|set| set.generate(10_000, 42)) else { return Ok(()) };
+/// let mut map = NflMap::from_sorted(keys.iter().copied().zip(0..), &NflConfig::default())?;
 /// assert!(map.is_folded());
-/// assert_eq!(map.get(&81), Some(&3));
-/// assert_eq!(map.insert(82, 0), None);
+/// assert_eq!(map.get(&keys[3]), Some(&3));
+/// assert_eq!(map.insert(5, 0), None);
 /// # Ok::<(), kindling_learned_index::Error>(())
 /// ```
 ///

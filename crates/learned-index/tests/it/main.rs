@@ -2,3 +2,4 @@
 
 mod nfl;
 mod ordered;
+mod shared;
