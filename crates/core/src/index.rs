@@ -38,6 +38,17 @@ pub trait IndexMut<K, V>: PointIndex<K, V> {
     /// Gives `key` a value and returns the one it had.
     fn insert(&mut self, key: K, value: V) -> Option<V>;
 
+    /// Inserts pairs in their order. An index that can overlap the memory accesses of several pairs does so here.
+    fn insert_batch(&mut self, pairs: &[(K, V)])
+    where
+        K: Clone,
+        V: Clone,
+    {
+        for (key, value) in pairs {
+            self.insert(key.clone(), value.clone());
+        }
+    }
+
     /// Takes `key` out and returns its value.
     fn remove(&mut self, key: &K) -> Option<V>;
 }

@@ -101,7 +101,7 @@ pub fn run(keys: &Keys, structures: &[&str], mixes: &[Mix], mut done: impl FnMut
         Keys::U64(keys) => {
             let case = Case::new(keys, structures, mixes);
             case.run(&mut done);
-            case.read_only("radix-spline", |pairs| RadixSpline::from_ascending(pairs, 18, 32), &mut done);
+            case.read_only("radix-spline", |pairs| RadixSpline::from_ascending(pairs, 18, 32), |_| false, &mut done);
         }
         Keys::F64(keys) => Case::new(keys, structures, mixes).run(&mut done),
     }
@@ -128,23 +128,23 @@ impl<'a, K: Exact> Case<'a, K> {
 
     fn run(&self, done: &mut impl FnMut(Row)) {
         let learned = |pairs| LearnedMap::from_sorted(pairs).expect("generated keys ascend");
-        self.read_only("afli", learned, done);
+        self.read_only("afli", learned, |_| false, done);
         self.scanned("afli", learned, done);
         self.mixed("afli", learned, |_| false, done);
         let nfl = |pairs| NflMap::from_sorted(pairs, &NflConfig::default()).expect("generated keys ascend");
-        self.read_only("nfl", nfl, done);
-        self.mixed("nfl", nfl, |map| map.is_folded(), done);
+        self.read_only("nfl", nfl, NflMap::is_folded, done);
+        self.mixed("nfl", nfl, NflMap::is_folded, done);
         let btree = |pairs: Vec<(K, u64)>| pairs.into_iter().collect::<BTreeMap<K, u64>>();
-        self.read_only("btree", btree, done);
+        self.read_only("btree", btree, |_| false, done);
         self.scanned("btree", btree, done);
         self.mixed("btree", btree, |_| false, done);
-        self.read_only("sorted", SortedArray::from_ascending, done);
+        self.read_only("sorted", SortedArray::from_ascending, |_| false, done);
         self.scanned("sorted", SortedArray::from_ascending, done);
-        self.read_only("eytzinger", Eytzinger::from_ascending, done);
+        self.read_only("eytzinger", Eytzinger::from_ascending, |_| false, done);
         let pgm = |pairs| PgmMap::from_ascending(pairs, 32);
-        self.read_only("pgm", pgm, done);
+        self.read_only("pgm", pgm, |_| false, done);
         self.scanned("pgm", pgm, done);
-        self.read_only("dynamic-pgm", DynamicPgm::from_ascending, done);
+        self.read_only("dynamic-pgm", DynamicPgm::from_ascending, |_| false, done);
         self.scanned("dynamic-pgm", DynamicPgm::from_ascending, done);
         self.mixed("dynamic-pgm", DynamicPgm::from_ascending, |_| false, done);
     }
@@ -164,6 +164,7 @@ impl<'a, K: Exact> Case<'a, K> {
         &self,
         structure: &'static str,
         build: impl Fn(Vec<(K, u64)>) -> I,
+        folded: impl Fn(&I) -> bool,
         done: &mut impl FnMut(Row),
     ) {
         if !self.wants(structure, Mix::Get) && !self.wants(structure, Mix::Batch) {
@@ -171,7 +172,7 @@ impl<'a, K: Exact> Case<'a, K> {
         }
         let (index, build_s) = self.load(0..self.keys.len(), build);
         check(&index, self.keys);
-        let row = |mix: Mix, times: Times| times.row(structure, mix, &index, build_s, false);
+        let row = |mix: Mix, times: Times| times.row(structure, mix, &index, build_s, folded(&index));
         if self.wants(structure, Mix::Get) {
             let mut times = Times::default();
             for slice in self.slices() {
@@ -255,9 +256,7 @@ impl<'a, K: Exact> Case<'a, K> {
                 if batch < batches - batches / 10 {
                     times.slice(BATCH, || {
                         black_box(sum_of(&index, &keys));
-                        for &(key, value) in &new {
-                            index.insert(key, value);
-                        }
+                        index.insert_batch(&new);
                     });
                     continue;
                 }

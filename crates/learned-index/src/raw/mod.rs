@@ -32,4 +32,4 @@ pub(crate) mod simd;
 mod tree;
 
 pub use node::Shape;
-pub(crate) use tree::{Direct, Project, Tree};
+pub(crate) use tree::{Direct, GROUP, Project, Tree};

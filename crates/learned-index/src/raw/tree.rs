@@ -37,7 +37,7 @@ impl<K: Key> Project<K> for Direct {
 }
 
 /// Look-ups that are under way at the same time in a batch.
-const GROUP: usize = 32;
+pub(crate) const GROUP: usize = 32;
 /// A subtree is rebuilt when it holds this many times (in halves) what it held when it was built.
 const GROWN_HALVES: usize = 5;
 /// Smaller subtrees are not worth a rebuild.
@@ -245,9 +245,36 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         }
     }
 
+    /// Asks for the memory that inserts at these `n` coordinates will touch, up to [`GROUP`].
+    pub(crate) fn warm(&self, n: usize, coordinates: impl Fn(usize) -> P::C) {
+        simd::run(
+            #[inline(always)]
+            || {
+                let n = n.min(GROUP);
+                let mut places = [(ptr::null::<Chunk>(), 0usize); GROUP];
+                for (i, place) in places.iter_mut().enumerate().take(n) {
+                    *place = self.first_chunk(coordinates(i));
+                    prefetch(place.0);
+                }
+                for &(chunk, slot) in &places[..n] {
+                    // SAFETY: a chunk of this tree, if there is one.
+                    let Some(chunk) = (unsafe { chunk.as_ref() }).filter(|chunk| !chunk.child) else { continue };
+                    let pairs = chunk.data.cast::<(K, V)>();
+                    // From the bucket on, everything moves.
+                    let (begin, end) = (pairs.wrapping_add(chunk.ends[slot].into()), pairs.wrapping_add(chunk.len() + 1));
+                    (begin as usize..end as usize).step_by(64).for_each(|line| prefetch(line as *const u8));
+                }
+            },
+        );
+    }
+
     /// Gives `key` a value; returns the one it had.
-    pub(crate) fn insert(&mut self, key: K, mut value: V) -> Option<V> {
-        let coordinate = self.project.project(&key);
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
+        self.insert_at(self.project.project(&key), key, value)
+    }
+
+    /// As [`Tree::insert`], with a coordinate that the caller knows.
+    pub(crate) fn insert_at(&mut self, coordinate: P::C, key: K, mut value: V) -> Option<V> {
         loop {
             let tried = simd::run(
                 #[inline(always)]

@@ -24,6 +24,9 @@ fn exercise<K: Key>(pool: &[K], force: Option<bool>, operations: usize) {
             }
         }
         if i % 1000 == 0 {
+            let new: Vec<(K, u64)> = (0..70).map(|_| pool[rng.below(pool.len() as u64) as usize]).zip(1..).collect();
+            map.insert_batch(&new);
+            model.extend(new);
             map.adapt();
         }
     }

@@ -96,6 +96,11 @@ fn exercise<K: Key>(pool: &[K], operations: usize, seed: u64) {
         match rng.below(12) {
             n if n < inserts => pair.insert(key, i as u64),
             6..=8 => pair.get(&key),
+            9 if i % 64 == 1 => {
+                let new: Vec<(K, u64)> = (0..50).map(|_| any(&mut rng)).zip(1..).collect();
+                pair.map.insert_batch(&new);
+                pair.model.extend(new);
+            }
             9 if i % 16 == 0 => pair.scan(&key, 40),
             10 if i % 16 == 0 => {
                 let bound = |rng: &mut SplitMix64| match rng.below(5) {
