@@ -1,5 +1,6 @@
 //! One command per file.
 
+mod bench;
 mod compress;
 mod distill;
 mod doctor;
@@ -43,6 +44,7 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Distill(args) => distill::run(&args, device),
         Command::Heal(args) => heal::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Ci => crate::ci::run().or_user(),
