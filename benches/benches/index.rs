@@ -59,7 +59,7 @@ fn look_ups(criterion: &mut Criterion) {
                 });
             });
         }
-        let theirs = pgm_extra::Map::from_sorted_unique(keys.clone(), (0..N as u64).collect::<Vec<_>>(), 32, 4);
+        let theirs = pgm_extra::Map::from_sorted_unique(pairs.clone(), 32, 4);
         if let Ok(theirs) = theirs {
             let mut reads = all_reads.chunks_exact(READS).cycle();
             group.bench_function("get/pgm-extra", |bencher| {

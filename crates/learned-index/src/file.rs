@@ -170,7 +170,8 @@ impl<K: Key + Plain, V: Plain> Pairs<K, V> {
             ));
         }
         let n = word(16);
-        let values = usize::try_from(n).ok().and_then(|n| n.checked_mul(K::BYTES)?.checked_add(HEADER + 7)).map(|n| n / 8 * 8);
+        let values =
+            usize::try_from(n).ok().and_then(|n| n.checked_mul(K::BYTES)?.checked_add(HEADER + 7)).map(|n| n / 8 * 8);
         let end = values.and_then(|values| values.checked_add((n as usize).checked_mul(V::BYTES)?));
         let Some((values, _)) = values.zip(end).filter(|(_, end)| *end == bytes.len()) else {
             return fail(format!("{n} pairs do not take {} bytes: the file was cut short or changed", bytes.len()));

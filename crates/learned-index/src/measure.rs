@@ -91,8 +91,7 @@ pub struct Row {
 }
 
 /// Names of the structures.
-pub const STRUCTURES: [&str; 8] =
-    ["afli", "nfl", "btree", "sorted", "eytzinger", "pgm", "dynamic-pgm", "radix-spline"];
+pub const STRUCTURES: [&str; 8] = ["afli", "nfl", "btree", "sorted", "eytzinger", "pgm", "dynamic-pgm", "radix-spline"];
 
 /// Measures `structures` under `mixes`, and tells `done` each row when it is there. The structures that cannot do a mix
 /// are left out. Answers are checked.
@@ -250,8 +249,7 @@ impl<'a, K: Exact> Case<'a, K> {
             let mut times = Times::default();
             let batches = (requests / BATCH).max(1);
             for batch in 0..batches {
-                let keys: Vec<K> =
-                    (0..reads).map(|_| self.keys[self.split.load[zipf.position(&mut rng)]]).collect();
+                let keys: Vec<K> = (0..reads).map(|_| self.keys[self.split.load[zipf.position(&mut rng)]]).collect();
                 let new: Vec<(K, u64)> = inserts.by_ref().take(BATCH - reads).collect();
                 if batch < batches - batches / 10 {
                     times.slice(BATCH, || {
@@ -314,7 +312,10 @@ impl Times {
         self.slices.sort_unstable_by(f64::total_cmp);
         self.singles.sort_unstable_by(f64::total_cmp);
         let at = |times: &[f64], share: f64| {
-            times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1))).copied().unwrap_or(0.0)
+            times
+                .get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0.0)
         };
         Row {
             structure,

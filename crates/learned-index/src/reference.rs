@@ -364,7 +364,21 @@ mod tests {
         };
         let (_, root) = slots(&tree, 0);
         let expected: [&[u64]; 15] = [
-            &[1001], &[9, 16], &[25, 36], &[49], &[64], &[81], &[100], &[], &[121], &[144], &[169], &[], &[196], &[], &[225],
+            &[1001],
+            &[9, 16],
+            &[25, 36],
+            &[49],
+            &[64],
+            &[81],
+            &[100],
+            &[],
+            &[121],
+            &[144],
+            &[169],
+            &[],
+            &[196],
+            &[],
+            &[225],
         ];
         assert_eq!(root, expected);
         let (slope, child) = slots(&tree, 1);
@@ -394,11 +408,19 @@ mod tests {
             ("longlat", 2.518, 4.16),
         ];
         for (name, depth, slots) in published {
-            let mut keys: Vec<F64> =
-                KeySet::named(name).unwrap().generate(100_000, 42).to_f64().into_iter().map(|x| F64::new(x).unwrap()).collect();
+            let mut keys: Vec<F64> = KeySet::named(name)
+                .unwrap()
+                .generate(100_000, 42)
+                .to_f64()
+                .into_iter()
+                .map(|x| F64::new(x).unwrap())
+                .collect();
             keys.dedup();
             let shape = ReferenceAfli::load(keys.into_iter().map(|key| (key, ())).collect(), None).shape();
-            assert!((shape.depth - depth).abs() < 0.01 && (shape.slots_per_key - slots).abs() < 0.01, "{name}: {shape:?}");
+            assert!(
+                (shape.depth - depth).abs() < 0.01 && (shape.slots_per_key - slots).abs() < 0.01,
+                "{name}: {shape:?}"
+            );
         }
     }
 

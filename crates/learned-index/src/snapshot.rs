@@ -147,11 +147,11 @@ impl<K: Key, V: Clone> Writer<K, V> {
         let map = Arc::make_mut(&mut self.parts[at].map);
         let old = map.insert(key, value);
         self.len += usize::from(old.is_none());
-        if map.len() >= 2 * PART {
-            if let Some(&middle) = map.iter().nth(PART).map(|pair| pair.0) {
-                let right = Part { first: Some(middle), map: Arc::new(map.split_off(&middle)) };
-                self.parts.insert(at + 1, right);
-            }
+        if map.len() >= 2 * PART
+            && let Some(&middle) = map.iter().nth(PART).map(|pair| pair.0)
+        {
+            let right = Part { first: Some(middle), map: Arc::new(map.split_off(&middle)) };
+            self.parts.insert(at + 1, right);
         }
         old
     }

@@ -68,9 +68,9 @@ impl Access {
         places.sort_unstable();
         match kind {
             AccessKind::Csr => Self::csr(&places, cells),
-            AccessKind::Learned => {
-                Self::Learned(Box::new(LearnedMap::from_ascending(places.into_iter().map(|place| (place, ())).collect())))
-            }
+            AccessKind::Learned => Self::Learned(Box::new(LearnedMap::from_ascending(
+                places.into_iter().map(|place| (place, ())).collect(),
+            ))),
         }
     }
 

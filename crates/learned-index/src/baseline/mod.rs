@@ -49,8 +49,8 @@ mod tests {
     use kindling_core::{IndexMut, OrderedIndex, PointIndex};
 
     use super::*;
-    use crate::data::{KeySet, Keys, SplitMix64};
     use crate::baseline::pgm::Exact;
+    use crate::data::{KeySet, Keys, SplitMix64};
     use crate::key::{F64, Key};
 
     fn reads<K: Key>(index: &dyn PointIndex<K, u64>, model: &BTreeMap<K, u64>, probes: &[K]) {

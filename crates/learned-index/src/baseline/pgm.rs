@@ -148,7 +148,8 @@ impl<N: Number> Hull<N> {
             self.corners[3] = high;
             self.low_from = best;
             while self.high.len() >= self.high_from + 2
-                && turns_left(self.high[self.high.len() - 2], self.high[self.high.len() - 1], high) != Some(Ordering::Greater)
+                && turns_left(self.high[self.high.len() - 2], self.high[self.high.len() - 1], high)
+                    != Some(Ordering::Greater)
             {
                 self.high.pop();
             }
@@ -181,7 +182,12 @@ impl<N: Number> Hull<N> {
         }
         // The steepest line: ranks ascend, so the flattest may fall.
         let steepest = slope(r1, r3);
-        Segment { key, slope: steepest, intercept: r1.y.to_f64() - steepest * (r1.x - self.first).to_f64(), least: slope(r0, r2) }
+        Segment {
+            key,
+            slope: steepest,
+            intercept: r1.y.to_f64() - steepest * (r1.x - self.first).to_f64(),
+            least: slope(r0, r2),
+        }
     }
 }
 

@@ -78,8 +78,7 @@ impl KvSetting {
         }
 
         let row = |strength: f64, t: u64, noise: f64, shift: f64, rng: &mut SplitMix64| {
-            let plain: Vec<f64> =
-                (0..d).map(|i| strength * topic(t)[i] + noise * (scale[i] * rng.normal())).collect();
+            let plain: Vec<f64> = (0..d).map(|i| strength * topic(t)[i] + noise * (scale[i] * rng.normal())).collect();
             // Row vector times the transposed rotation, then the mean on the first four coordinates.
             let rotated = rotation.chunks_exact(d).enumerate().map(|(i, axis)| {
                 let dot: f64 = axis.iter().zip(&plain).map(|(a, b)| a * b).sum();

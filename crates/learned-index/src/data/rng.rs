@@ -1,7 +1,6 @@
 //! SplitMix64, and a logarithm and an exponential that need no mathematics library.
 
-/// Natural logarithm of 2.
-pub(crate) const LN_2: f64 = 0.693_147_180_559_945_3;
+pub(crate) use std::f64::consts::LN_2;
 
 /// A small generator whose whole state is one word; it also remembers the second normal of a pair.
 #[derive(Debug, Clone)]
@@ -65,7 +64,7 @@ pub fn ln(x: f64) -> f64 {
     let bits = x.to_bits();
     let mut exponent = ((bits >> 52) & 0x7ff) as i64 - 1022;
     let mut mantissa = f64::from_bits((bits & !(0x7ff << 52)) | (1022 << 52));
-    if mantissa < 0.707_106_781_186_547_6 {
+    if mantissa < std::f64::consts::FRAC_1_SQRT_2 {
         mantissa *= 2.0;
         exponent -= 1;
     }
@@ -80,7 +79,7 @@ pub fn ln(x: f64) -> f64 {
 
 /// e to the power of `x`, for results that are normal numbers.
 pub fn exp(x: f64) -> f64 {
-    let k = (x * 1.442_695_040_888_963_4 + 0.5).floor();
+    let k = (x * std::f64::consts::LOG2_E + 0.5).floor();
     let r = (x - k * 0.693_147_180_369_123_8) - k * 1.908_214_929_270_587_7e-10;
     let mut p = 1.0;
     for i in (1..=13).rev() {

@@ -193,11 +193,8 @@ pub(super) mod tests {
             columns,
             entries: (0..rows * columns).map(|_| rng.f64() * 0.1).collect(),
         };
-        let general = FoldingFlow::new(
-            -180.0,
-            0.0036,
-            vec![wide(2, 8, &mut rng), wide(8, 8, &mut rng), wide(8, 2, &mut rng)],
-        );
+        let general =
+            FoldingFlow::new(-180.0, 0.0036, vec![wide(2, 8, &mut rng), wide(8, 8, &mut rng), wide(8, 2, &mut rng)]);
         for flow in [longitudes(), general.unwrap()] {
             let offsets: Vec<f64> = (0..4196).map(|_| rng.f64() * 400.0 - 20.0).collect();
             let single: Vec<u64> = offsets.iter().map(|&x| flow.transform_offset(x).to_bits()).collect();

@@ -20,7 +20,8 @@ impl FoldingFlow {
     /// [`Error::Invalid`] that says which number is missing, cannot be read or does not fit.
     pub fn from_text(text: &str) -> Result<Self> {
         let mut words = text.split_whitespace();
-        let [features, width, layers] = [next(&mut words, "features")?, next(&mut words, "width")?, next(&mut words, "layers")?];
+        let [features, width, layers] =
+            [next(&mut words, "features")?, next(&mut words, "width")?, next(&mut words, "layers")?];
         check_size(features, width, layers)?;
         let (mean, var) = (next(&mut words, "mean")?, next(&mut words, "scale")?);
         let mut matrices = Vec::new();

@@ -302,7 +302,8 @@ impl<K: Key, V> NflMap<K, V> {
                 crate::line::Conflicts::of(&keys, 1.5).tail
             }
             Layout::Folded(tree) => {
-                let mut places: Vec<F64> = tree.iter().step_by(stride).map(|pair| tree.project.project(pair.0)).collect();
+                let mut places: Vec<F64> =
+                    tree.iter().step_by(stride).map(|pair| tree.project.project(pair.0)).collect();
                 places.sort_unstable();
                 crate::line::Conflicts::of(&places, 1.5).tail
             }

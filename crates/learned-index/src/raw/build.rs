@@ -153,7 +153,8 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// Whether a line spreads most of the run over its chunks and slots.
     fn is_carried(&self, begin: usize, end: usize) -> bool {
         let line = self.line(begin, end);
-        let (most_crowded, most_deeper) = ((end - begin) / CROWDED_SHARE, (end - begin) - (end - begin) / CARRIED_SHARE);
+        let (most_crowded, most_deeper) =
+            ((end - begin) / CROWDED_SHARE, (end - begin) - (end - begin) / CARRIED_SHARE);
         let (mut chunk, mut in_chunk, mut slot, mut in_slot) = (0, 0, 0, 0);
         let (mut crowded, mut crowded_here, mut deeper) = (0, 0, 0);
         for at in Self::slots(self.coordinate, &line, begin, end) {

@@ -158,9 +158,11 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
     }
 }
 
+type Ends<K, V, C> = (Cursor<K, V, C>, Cursor<K, V, C>);
+
 /// Pairs from `front` to `back`, both included.
 struct Span<K, V, C> {
-    ends: Option<(Cursor<K, V, C>, Cursor<K, V, C>)>,
+    ends: Option<Ends<K, V, C>>,
 }
 
 impl<K: Copy + Ord, V, C: Key> Span<K, V, C> {

@@ -39,12 +39,22 @@ fn run_baseline<R>(work: impl FnOnce() -> R) -> R {
 #[cfg(target_arch = "x86_64")]
 #[cold]
 fn detect() {
-    let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("popcnt");
+    let avx2 =
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("popcnt");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512vl");
-    LEVEL.store(if avx2 && avx512 { 3 } else if avx2 { 2 } else { 1 }, Ordering::Relaxed);
+    LEVEL.store(
+        if avx2 && avx512 {
+            3
+        } else if avx2 {
+            2
+        } else {
+            1
+        },
+        Ordering::Relaxed,
+    );
 }
 
 /// # Safety

@@ -61,6 +61,47 @@ unsafe impl<K: Sync, V: Sync, P: Project<K> + Sync> Sync for Tree<K, V, P> where
 /// A bucket: some consecutive pairs.
 type Bucket<K, V> = (*mut (K, V), usize);
 
+/// Where the way to a coordinate ends.
+enum Leaf<'a, K, V> {
+    /// A chunk and the slot in it.
+    Chunk(&'a Chunk, usize),
+    /// The pairs of a flat node.
+    Flat(*mut (K, V), usize),
+}
+
+impl<K, V> Leaf<'_, K, V> {
+    /// The bucket of the coordinate.
+    ///
+    /// # Safety
+    /// The chunk is one of a tree of this type, and no child.
+    #[inline(always)]
+    unsafe fn bucket(&self) -> Bucket<K, V> {
+        match *self {
+            Leaf::Flat(pairs, len) => (pairs, len),
+            Leaf::Chunk(chunk, slot) => {
+                // SAFETY: slots are below `SLOTS`, see `Node::place`; `ends` lie within the block.
+                unsafe {
+                    let begin = usize::from(*chunk.ends.get_unchecked(slot));
+                    let end = usize::from(*chunk.ends.get_unchecked(slot + 1));
+                    (chunk.data.cast::<(K, V)>().wrapping_add(begin), end - begin)
+                }
+            }
+        }
+    }
+
+    /// What an insert moves: from the bucket to the end of the block, and one place more.
+    #[inline(always)]
+    fn from_bucket_on(&self) -> (*mut (K, V), *mut (K, V)) {
+        match *self {
+            Leaf::Flat(pairs, len) => (pairs, pairs.wrapping_add(len + 1)),
+            Leaf::Chunk(chunk, slot) => {
+                let pairs = chunk.data.cast::<(K, V)>();
+                (pairs.wrapping_add(chunk.ends[slot].into()), pairs.wrapping_add(chunk.len() + 1))
+            }
+        }
+    }
+}
+
 impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// A tree without keys, which needs no memory.
     pub(crate) fn new(project: P) -> Self {
@@ -146,12 +187,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// `slot` is below [`SLOTS`] and `chunk` is no child.
     #[inline(always)]
     unsafe fn bucket_in(chunk: &Chunk, slot: usize) -> Bucket<K, V> {
-        // SAFETY: the caller's promise; `ends` lie within the block.
-        unsafe {
-            let begin = usize::from(*chunk.ends.get_unchecked(slot));
-            let end = usize::from(*chunk.ends.get_unchecked(slot + 1));
-            (chunk.data.cast::<(K, V)>().wrapping_add(begin), end - begin)
-        }
+        // SAFETY: the caller's promise.
+        unsafe { Leaf::Chunk(chunk, slot).bucket() }
     }
 
     /// The pair of `key`.
@@ -200,22 +237,17 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         found: &mut impl FnMut(Option<&'a (K, V)>),
     ) {
         for (group, keys) in keys.chunks(GROUP).enumerate() {
-            let mut places = [(ptr::null::<Chunk>(), 0usize); GROUP];
             let mut buckets: [Bucket<K, V>; GROUP] = [(ptr::null_mut(), 0); GROUP];
-            for (i, place) in places.iter_mut().enumerate().take(keys.len()) {
-                *place = self.first_chunk(coordinates(group * GROUP + i));
-                prefetch(place.0);
-            }
-            for (i, bucket) in buckets.iter_mut().enumerate().take(keys.len()) {
-                let (chunk, slot) = places[i];
-                // SAFETY: a chunk of this tree, if there is one; `slot` is one of its slots.
-                *bucket = match unsafe { chunk.as_ref() } {
-                    Some(chunk) if !chunk.child => unsafe { Self::bucket_in(chunk, slot) },
-                    _ => self.bucket(coordinates(group * GROUP + i)),
-                };
-                prefetch(bucket.0);
-                prefetch(bucket.0.wrapping_add(bucket.1));
-            }
+            self.leaves(
+                keys.len(),
+                |i| coordinates(group * GROUP + i),
+                |i, leaf| {
+                    // SAFETY: `leaves` gives leaves of this tree.
+                    buckets[i] = unsafe { leaf.bucket() };
+                    prefetch(buckets[i].0);
+                    prefetch(buckets[i].0.wrapping_add(buckets[i].1));
+                },
+            );
             for (key, &(pairs, n)) in keys.iter().zip(&buckets) {
                 // SAFETY: invariants 2 and 4.
                 found(unsafe { find(pairs, n, key).as_ref() });
@@ -223,23 +255,58 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         }
     }
 
-    /// The first chunk on the way to a coordinate and the slot in it; null where the way ends in a flat node.
+    /// Finds the leaves of `n` coordinates, up to [`GROUP`], all at the same time: every step of the way asks for the
+    /// memory of the next step, and takes it when all others have asked for theirs.
     #[inline(always)]
-    fn first_chunk(&self, coordinate: P::C) -> (*const Chunk, usize) {
-        let mut node: *const Node<P::C> = &raw const self.root;
+    fn leaves(&self, n: usize, coordinates: impl Fn(usize) -> P::C, mut found: impl FnMut(usize, Leaf<K, V>)) {
+        let n = n.min(GROUP);
+        let root: *const Node<P::C> = &raw const self.root;
+        let mut nodes = [root; GROUP];
+        let mut chunks = [(ptr::null::<Chunk>(), 0usize); GROUP];
+        let mut waiting: [u8; GROUP] = std::array::from_fn(|i| i as u8);
+        let mut left = n;
         // SAFETY: invariants 1 to 3.
         unsafe {
-            loop {
-                match (*node).kind {
-                    Kind::Dense => {
-                        let separators = &*(*node).data.cast::<Separators<P::C>>();
-                        node = separators.children.add(separators.find(coordinate, (*node).room as usize));
+            while left > 0 {
+                // Nodes: to a child of a dense node, to a chunk of a model, or to the end.
+                let mut kept = 0;
+                for at in 0..left {
+                    let i = usize::from(waiting[at]);
+                    let node = nodes[i];
+                    match (*node).kind {
+                        Kind::Flat => {
+                            found(i, Leaf::Flat((*node).data.cast(), (*node).len));
+                            continue;
+                        }
+                        Kind::Dense => {
+                            let separators = &*(*node).data.cast::<Separators<P::C>>();
+                            nodes[i] = separators.children.add(separators.find(coordinates(i), (*node).room as usize));
+                            chunks[i].0 = ptr::null();
+                            prefetch(nodes[i]);
+                        }
+                        Kind::Model => {
+                            let (chunk, slot) = (*node).place(coordinates(i));
+                            chunks[i] = ((*node).data.cast::<Chunk>().add(chunk), slot);
+                            prefetch(chunks[i].0);
+                        }
                     }
-                    Kind::Model => {
-                        let (chunk, slot) = (*node).place(coordinate);
-                        return ((*node).data.cast::<Chunk>().add(chunk), slot);
+                    waiting[kept] = i as u8;
+                    kept += 1;
+                }
+                // Chunks: to the end, or to a child.
+                left = 0;
+                for at in 0..kept {
+                    let i = usize::from(waiting[at]);
+                    if let Some(chunk) = chunks[i].0.as_ref() {
+                        if !chunk.child {
+                            found(i, Leaf::Chunk(chunk, chunks[i].1));
+                            continue;
+                        }
+                        nodes[i] = chunk.data.cast();
+                        prefetch(nodes[i]);
                     }
-                    Kind::Flat => return (ptr::null(), 0),
+                    waiting[left] = i as u8;
+                    left += 1;
                 }
             }
         }
@@ -250,20 +317,10 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         simd::run(
             #[inline(always)]
             || {
-                let n = n.min(GROUP);
-                let mut places = [(ptr::null::<Chunk>(), 0usize); GROUP];
-                for (i, place) in places.iter_mut().enumerate().take(n) {
-                    *place = self.first_chunk(coordinates(i));
-                    prefetch(place.0);
-                }
-                for &(chunk, slot) in &places[..n] {
-                    // SAFETY: a chunk of this tree, if there is one.
-                    let Some(chunk) = (unsafe { chunk.as_ref() }).filter(|chunk| !chunk.child) else { continue };
-                    let pairs = chunk.data.cast::<(K, V)>();
-                    // From the bucket on, everything moves.
-                    let (begin, end) = (pairs.wrapping_add(chunk.ends[slot].into()), pairs.wrapping_add(chunk.len() + 1));
+                self.leaves(n, coordinates, |_, leaf| {
+                    let (begin, end) = leaf.from_bucket_on();
                     (begin as usize..end as usize).step_by(64).for_each(|line| prefetch(line as *const u8));
-                }
+                });
             },
         );
     }
@@ -321,7 +378,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                         let at = usize::from(chunk.ends[slot]) + at;
                         if len == usize::from(chunk.cap) {
                             let cap = room(len + (len / 4).max(STEP / 2));
-                            chunk.data = Self::widen(&mut self.heap, chunk.data.cast(), len, chunk.cap.into(), cap).cast();
+                            chunk.data =
+                                Self::widen(&mut self.heap, chunk.data.cast(), len, chunk.cap.into(), cap).cast();
                             chunk.cap = cap as u8;
                         }
                         Self::open(chunk.data.cast(), len, at, (key, value));
@@ -440,7 +498,12 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 let chunk = (*node).data.cast::<Chunk>().add((*node).place(coordinate).0);
                 if !(*chunk).child {
                     let child = heap.array::<Node<P::C>>(1);
-                    child.write(Node { data: (*chunk).data, room: (*chunk).cap.into(), len: (*chunk).len(), ..Node::empty() });
+                    child.write(Node {
+                        data: (*chunk).data,
+                        room: (*chunk).cap.into(),
+                        len: (*chunk).len(),
+                        ..Node::empty()
+                    });
                     (*chunk).data = child.cast();
                     (*chunk).child = true;
                     return Self::rebuild(heap, project, child);

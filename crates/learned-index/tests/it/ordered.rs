@@ -159,7 +159,9 @@ fn hostile() -> Vec<Vec<F64>> {
         real(ulps(2f64.powi(53))),
         real((0..n as i32).map(|i| 2f64.powi(i - n as i32 / 2)).collect()),
         real((0..n as i32).map(|i| -1.5f64.powi(i)).collect()),
-        real([ulps(0.5), vec![1e300, -1e300, f64::MAX, f64::MIN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0]].concat()),
+        real(
+            [ulps(0.5), vec![1e300, -1e300, f64::MAX, f64::MIN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0]].concat(),
+        ),
         real([ulps(1.0), ulps(1e9), ulps(-1e9)].concat()),
         real(vec![3.0]),
         real(vec![3.0, 4.0]),
@@ -309,7 +311,9 @@ fn the_rest_of_the_interface() {
     map.extend([(100, 1), (50, 2)]);
     assert_eq!(map.lower_bound(Bound::Excluded(&6)).map(|(k, _)| *k).collect::<Vec<_>>(), [50, 100]);
     assert_eq!(map.upper_bound(Bound::Excluded(&50)).next_back().map(|(k, _)| *k), Some(6));
-    assert!(LearnedMap::from_sorted([(1u64, ()), (3, ()), (3, ())]).is_err_and(|e| e.to_string().contains("position 2")));
+    assert!(
+        LearnedMap::from_sorted([(1u64, ()), (3, ()), (3, ())]).is_err_and(|e| e.to_string().contains("position 2"))
+    );
     map.clear();
     assert!(map.is_empty() && map.iter().next().is_none() && map.first_key_value().is_none());
     fn is_send_sync<T: Send + Sync>() {}
