@@ -91,7 +91,7 @@ impl<K, V> Leaf<'_, K, V> {
 
     /// What an insert moves: from the bucket to the end of the block, and one place more.
     #[inline(always)]
-    fn from_bucket_on(&self) -> (*mut (K, V), *mut (K, V)) {
+    fn moved_by_insert(&self) -> (*mut (K, V), *mut (K, V)) {
         match *self {
             Leaf::Flat(pairs, len) => (pairs, pairs.wrapping_add(len + 1)),
             Leaf::Chunk(chunk, slot) => {
@@ -318,7 +318,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
             #[inline(always)]
             || {
                 self.leaves(n, coordinates, |_, leaf| {
-                    let (begin, end) = leaf.from_bucket_on();
+                    let (begin, end) = leaf.moved_by_insert();
                     (begin as usize..end as usize).step_by(64).for_each(|line| prefetch(line as *const u8));
                 });
             },
