@@ -81,7 +81,7 @@ fn look_ups(criterion: &mut Criterion) {
             });
         }
         group.bench_function("load/afli", |bencher| {
-            bencher.iter_batched(|| pairs.clone(), |pairs| LearnedMap::from_sorted(pairs), BatchSize::LargeInput);
+            bencher.iter_batched(|| pairs.clone(), LearnedMap::from_sorted, BatchSize::LargeInput);
         });
         group.finish();
     }
