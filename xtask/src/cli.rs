@@ -275,6 +275,7 @@ pub(crate) struct Bench {
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    Index(BenchIndex),
     Draft(BenchDraft),
     Specdec(BenchSpecdec),
 }
@@ -444,6 +445,29 @@ pub(crate) struct RandomCheckpoint {
     /// Start a new file before one grows beyond this.
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     pub(crate) max_shard_size: Bytes,
+}
+/// Look-ups, scans and mixes of reads and inserts, of learned indexes and of what they are to replace.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench index
+  cargo xtask bench index --keys osm --n 10000000 --mix 80 --structure afli --structure btree --json")]
+pub(crate) struct BenchIndex {
+    /// Distribution of the keys: dense, uniform, normal, lognormal, zipfgap, outliers, osm, ts, longitudes or longlat.
+    #[arg(long, value_name = "NAME", default_value = "lognormal")]
+    pub(crate) keys: String,
+    /// How many keys.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    pub(crate) n: usize,
+    /// Reads in per cent (the others insert), `get`, `batch` or `scan` of a loaded index, or `all`.
+    #[arg(long, value_name = "R", default_value = "all")]
+    pub(crate) mix: String,
+    /// Measure only this one; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) structure: Vec<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Say what this machine offers: CPU features, devices, measured memory bandwidth and arithmetic rate.

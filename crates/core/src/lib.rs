@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | [`cx`] | [`Cx`]: seeded randomness, cancellation, progress |
 //! | [`draft`] | [`Drafter`], [`Draft`] trees, and the [`Target`] that verifies them |
+//! | [`index`] | [`PointIndex`], [`OrderedIndex`], [`IndexMut`]: ordered maps over scalar keys |
 //! | [`options`] | [`Options`]: the untyped keys of a recipe stage, read with serde |
 //! | [`pack`] | dense bit streams of codes |
 //! | [`pattern`] | [`NM`] patterns and [`Mask`]s |
@@ -25,6 +26,7 @@
 pub mod cx;
 pub mod draft;
 pub mod error;
+pub mod index;
 #[cfg(feature = "tensor")]
 pub mod kv;
 #[cfg(feature = "tensor")]
@@ -44,6 +46,7 @@ pub mod tap;
 pub use cx::{Cx, Progress};
 pub use draft::{Draft, Drafter, DrafterEntry, Target};
 pub use error::{Error, Result};
+pub use index::{IndexMut, OrderedIndex, PointIndex};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};
 #[cfg(feature = "tensor")]

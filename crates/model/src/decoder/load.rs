@@ -295,8 +295,8 @@ pub struct Ends {
     softcap: Option<f64>,
 }
 
-/// Up to so many rows the output matrix is read faster than it is multiplied.
-const FEW_ROWS: usize = 8;
+/// Up to so many rows reading the output matrix takes longer than multiplying it. A row gives the same in any number of them.
+const FEW_ROWS: usize = 32;
 
 impl Ends {
     /// Holds the output matrix in bf16 too if that loses nothing.

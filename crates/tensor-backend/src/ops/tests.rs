@@ -48,6 +48,8 @@ fn tracked() -> Device {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
     #[test]
     fn product_of_a_few_rows(rows in 1usize..40, inputs in 1usize..70, outputs in 1usize..100, transposed in any::<bool>()) {
         let device = Device::flex();
@@ -63,8 +65,6 @@ proptest! {
             prop_assert_eq!(values(alone), values(y.slice(burn::tensor::s![row..row + 1, ..])));
         }
     }
-
-    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn rms_norm_is_its_twin(rows in 1usize..300, width in 1usize..70) {

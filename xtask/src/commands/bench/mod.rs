@@ -1,6 +1,7 @@
 //! `bench`: speed on this machine, one measurement per file.
 
 mod draft;
+mod index;
 mod specdec;
 
 use anyhow::Result;
@@ -10,6 +11,7 @@ use crate::cli::{Bench, BenchCommand};
 
 pub(crate) fn run(args: &Bench, device: DeviceName) -> Result<()> {
     match &args.command {
+        BenchCommand::Index(args) => index::run(args),
         BenchCommand::Draft(args) => draft::run(args),
         BenchCommand::Specdec(args) => specdec::run(args, device),
     }

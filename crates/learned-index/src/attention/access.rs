@@ -1,0 +1,132 @@
+//! How the tokens of a cell's range are read.
+
+use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::Key;
+use crate::map::LearnedMap;
+
+/// Which structure finds the beginning of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessKind {
+    /// Sorted arrays and the offset of every cell; built anew when tokens come.
+    Csr,
+    /// A [`LearnedMap`] over all cells' intervals; takes tokens one by one.
+    Learned,
+}
+
+/// The place of a token. `y` is where lines put it; its order is cell, coordinate, token.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) y: f64,
+    pub(super) cell: u32,
+    pub(super) t: f32,
+    pub(super) token: u32,
+}
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.cell.cmp(&other.cell).then(self.t.total_cmp(&other.t)).then(self.token.cmp(&other.token))
+    }
+}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Place {}
+
+impl Key for Place {
+    fn offset_from(self, base: Self) -> f64 {
+        self.y - base.y
+    }
+
+    fn to_f64(self) -> f64 {
+        self.y
+    }
+}
+
+/// Tokens by cell and coordinate.
+#[derive(Debug, Clone)]
+pub(super) enum Access {
+    Csr { begins: Vec<u32>, ts: Vec<f32>, tokens: Vec<u32> },
+    Learned(Box<LearnedMap<Place, ()>>),
+}
+
+impl Access {
+    pub(super) fn new(kind: AccessKind, mut places: Vec<Place>, cells: usize) -> Self {
+        places.sort_unstable();
+        match kind {
+            AccessKind::Csr => Self::csr(&places, cells),
+            AccessKind::Learned => Self::Learned(Box::new(LearnedMap::from_ascending(
+                places.into_iter().map(|place| (place, ())).collect(),
+            ))),
+        }
+    }
+
+    fn csr(places: &[Place], cells: usize) -> Self {
+        let begins = (0..=cells as u32).map(|cell| places.partition_point(|place| place.cell < cell) as u32).collect();
+        Self::Csr {
+            begins,
+            ts: places.iter().map(|place| place.t).collect(),
+            tokens: places.iter().map(|place| place.token).collect(),
+        }
+    }
+
+    /// Takes more tokens; there are `cells` in all now.
+    pub(super) fn extend(&mut self, more: Vec<Place>, cells: usize) {
+        match self {
+            Access::Csr { begins, ts, tokens } => {
+                let cell_of = |i: usize| begins.partition_point(|&begin| begin as usize <= i) as u32 - 1;
+                // What lies on the axis is not needed here: the order is that of cells and coordinates.
+                let own = (0..ts.len()).map(|i| Place { y: 0.0, cell: cell_of(i), t: ts[i], token: tokens[i] });
+                let mut places: Vec<Place> = own.chain(more).collect();
+                places.sort();
+                *self = Self::csr(&places, cells);
+            }
+            Access::Learned(map) => map.extend(more.into_iter().map(|place| (place, ()))),
+        }
+    }
+
+    /// Emits the tokens of a cell with coordinates from `from` to `to`; `y` is the place of `from`.
+    #[inline]
+    pub(super) fn range(&self, cell: u32, y: f64, from: f32, to: f32, mut emit: impl FnMut(u32, f32)) {
+        match self {
+            Access::Csr { begins, ts, tokens } => {
+                let (begin, end) = (begins[cell as usize] as usize, begins[cell as usize + 1] as usize);
+                let own = &ts[begin..end];
+                let first = begin + own.partition_point(|&t| t < from);
+                let last = begin + own.partition_point(|&t| t <= to);
+                for i in first..last {
+                    emit(tokens[i], ts[i]);
+                }
+            }
+            Access::Learned(map) => {
+                let begin = Place { y, cell, t: from, token: 0 };
+                for (place, ()) in map.lower_bound(std::ops::Bound::Included(&begin)) {
+                    if place.cell != cell || place.t > to {
+                        break;
+                    }
+                    emit(place.token, place.t);
+                }
+            }
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Access::Csr { begins, ts, tokens } => 4 * (begins.capacity() + ts.capacity() + tokens.capacity()),
+            Access::Learned(map) => kindling_core::PointIndex::bytes(map.as_ref()),
+        }
+    }
+}

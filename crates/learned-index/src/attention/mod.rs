@@ -1,0 +1,395 @@
+//! Which tokens of a long cache a query attends to: an index over the keys of one attention head.
+//!
+//! Keys are grouped into cells by k-means. Inside a cell, every key has one coordinate: its component along the direction
+//! that the queries of the prompt ask for. So a cell answers "which of your tokens score above θ?" with a range of that
+//! coordinate, and "how many?" with the normal law that the coordinates follow, without touching a token. A query then is
+//! a product with all centroids, a bisection for θ over the counts, and a few dozen range scans.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | `mod` | [`KvIndex`]: build, append, select |
+//! | [`cells`] | k-means, and what a cell knows about its keys |
+//! | [`access`] | how ranges of a cell are read: offsets into an array, or a learned map |
+//! | [`selectors`] | slower or simpler ways to choose tokens, to compare with |
+//! | `dense` | products of rows |
+//!
+//! Cells come from RetroInfer (arXiv 2505.02922), pages with bounds from Quest (arXiv 2406.10774), a distance as the key
+//! of a one-dimensional index from iDistance (Yu et al., VLDB 2001). The coordinate aligned with the queries, the scaling
+//! by the normal law and the bisection over modelled counts are this crate's own.
+
+pub mod access;
+pub mod cells;
+mod dense;
+pub mod selectors;
+
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+
+use access::{Access, AccessKind};
+use cells::{Aligned, Cells, normal_cdf};
+use dense::dot;
+
+/// How an index is built and asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KvConfig {
+    /// Tokens per cell.
+    pub cell: usize,
+    /// Rounds of k-means.
+    pub rounds: usize,
+    /// Tokens that are clustered together; all at once gives the best recall and costs the most.
+    pub segment: usize,
+    /// Cells that a query may visit.
+    pub visited: usize,
+    /// Appended tokens that wait until they are indexed together.
+    pub flush: usize,
+    /// What the coordinate of a cell is aligned with.
+    pub aligned: Aligned,
+    /// How ranges are read.
+    pub access: AccessKind,
+}
+
+impl Default for KvConfig {
+    fn default() -> Self {
+        Self {
+            cell: 64,
+            rounds: 10,
+            segment: usize::MAX,
+            visited: 64,
+            flush: 1024,
+            aligned: Aligned::Queries,
+            access: AccessKind::Csr,
+        }
+    }
+}
+
+/// A token that a query should attend to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Selected {
+    /// Position of the token.
+    pub token: u32,
+    /// Estimated logit `q · (k − mean)`, or the exact one after [`KvIndex::rerank`].
+    pub score: f32,
+}
+
+/// What a selection cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SelectStats {
+    /// Cells whose counts were modelled.
+    pub cells: usize,
+    /// Ranges read.
+    pub ranges: usize,
+    /// Tokens selected.
+    pub candidates: usize,
+}
+
+/// An index over the keys of one attention head.
+///
+/// ```
+/// use kindling_learned_index::attention::{KvConfig, KvIndex};
+/// use kindling_learned_index::data::kv::KvSetting;
+///
+/// let head = KvSetting { tokens: 1024, dim: 16, topics: 20, key_noise: 0.9, query_noise: 0.8, seed: 1 }.generate();
+/// let index = KvIndex::build(&head.keys, &head.prefill, 16, KvConfig::default())?;
+/// let mut selected = Vec::new();
+/// index.select(&head.queries[..16], 100, &mut selected)?;
+/// index.rerank(&head.keys, &head.queries[..16], 50, &mut selected)?;
+/// assert_eq!(selected.len(), 50);
+/// # Ok::<(), kindling_learned_index::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct KvIndex {
+    config: KvConfig,
+    dim: usize,
+    /// Mean of the keys when the index was built, `[dim]`.
+    mean: Vec<f32>,
+    /// Last queries of the prompt, `[_, dim]`.
+    prefill: Vec<f32>,
+    cells: Cells,
+    access: Access,
+    indexed: usize,
+    /// Keys that wait, `[_, dim]`.
+    tail: Vec<f32>,
+}
+
+impl KvIndex {
+    /// Builds the index of `keys`, `[tokens, dim]`. `prefill` are the last queries of the prompt, `[_, dim]`, scaled as
+    /// later queries will be; without any, coordinates are aligned with centroids.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a slice is not whole rows, a number is not finite, or the configuration has a zero.
+    pub fn build(keys: &[f32], prefill: &[f32], dim: usize, config: KvConfig) -> Result<Self> {
+        check_rows("keys", keys, dim)?;
+        check_rows("prefill queries", prefill, dim)?;
+        if config.cell == 0 || config.segment == 0 || config.visited == 0 || config.flush == 0 {
+            return Err(Error::Invalid("cell, segment, visited and flush must be at least 1".into()));
+        }
+        let n = keys.len() / dim;
+        u32::try_from(n).map_err(|_| Error::Invalid(format!("{n} tokens are more than a u32 counts")))?;
+        let mean = mean(keys, dim);
+        let centred = subtract(keys, &mean);
+        let (cells, places) = Cells::build(&centred, prefill, dim, &config);
+        let access = Access::new(config.access, places, cells.len());
+        let (prefill, tail) = (prefill.to_vec(), Vec::new());
+        Ok(Self { config, dim, mean, prefill, cells, access, indexed: n, tail })
+    }
+
+    /// Tokens, those that wait included.
+    pub fn len(&self) -> usize {
+        self.indexed + self.tail.len() / self.dim
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens from this one on wait to be indexed: attend to all of them.
+    pub fn indexed(&self) -> usize {
+        self.indexed
+    }
+
+    /// The cells.
+    pub fn cells(&self) -> &Cells {
+        &self.cells
+    }
+
+    /// Bytes of cells and access structure; keys that wait not counted.
+    pub fn bytes(&self) -> usize {
+        self.cells.bytes() + self.access.bytes()
+    }
+
+    /// Takes new tokens, `[_, dim]`. They wait until [`KvConfig::flush`] have come, then all are indexed: each in the
+    /// nearest cell that it is not far outside of, the others in new cells.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] as for [`KvIndex::build`].
+    pub fn append(&mut self, keys: &[f32]) -> Result<()> {
+        check_rows("keys", keys, self.dim)?;
+        self.tail.extend_from_slice(keys);
+        if self.tail.len() >= self.config.flush * self.dim {
+            let centred = subtract(&std::mem::take(&mut self.tail), &self.mean);
+            let first = self.indexed as u32;
+            let places = self.cells.add(&centred, first, &self.prefill, &self.config);
+            self.access.extend(places, self.cells.len());
+            self.indexed += centred.len() / self.dim;
+        }
+        Ok(())
+    }
+
+    /// Forgets the tokens from `len` on, which must not be indexed yet: keep [`KvConfig::flush`] above the length of a
+    /// draft that may be taken back.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if one of them is indexed, or there are fewer.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len < self.indexed || len > self.len() {
+            return Err(Error::Invalid(format!(
+                "cannot keep {len} tokens: {} are indexed for good, {} are there",
+                self.indexed,
+                self.len()
+            )));
+        }
+        self.tail.truncate((len - self.indexed) * self.dim);
+        Ok(())
+    }
+
+    /// The tokens that score highest with `query`, about `budget` of them, in no order, into `out`, which is cleared
+    /// first. The score of the budget's last token is found from the modelled counts, so the number varies by some per
+    /// cent.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the query has another width or is not finite.
+    pub fn select(&self, query: &[f32], budget: usize, out: &mut Vec<Selected>) -> Result<SelectStats> {
+        if query.len() != self.dim {
+            return Err(Error::Invalid(format!("expected a query of width {}, found {}", self.dim, query.len())));
+        }
+        check_rows("query", query, self.dim)?;
+        out.clear();
+        let mut visits = self.visits(query);
+        let threshold = threshold(&visits, budget);
+        let mut stats = SelectStats { cells: visits.len(), ..SelectStats::default() };
+        visits.sort_unstable_by_key(|visit| visit.cell);
+        for visit in &visits {
+            let begin = out.len();
+            let range = visit.range(threshold);
+            let emit = |token: u32, t: f32| out.push(Selected { token, score: visit.a + visit.s * t });
+            if let Some((from, to)) = range {
+                self.access.range(visit.cell, self.cells.y(visit.cell as usize, from), from, to, emit);
+            }
+            stats.ranges += usize::from(out.len() > begin);
+        }
+        stats.candidates = out.len();
+        Ok(stats)
+    }
+
+    /// As [`KvIndex::select`] for the queries of a group that share these keys, `[_, dim]`: each gets its part of the
+    /// budget, the union is returned in the order of tokens, with the highest score of each.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the queries are not whole rows, or there is none.
+    pub fn select_group(&self, queries: &[f32], budget: usize, out: &mut Vec<Selected>) -> Result<()> {
+        check_rows("queries", queries, self.dim)?;
+        let group = queries.len() / self.dim;
+        if group == 0 {
+            return Err(Error::Invalid("expected at least one query".into()));
+        }
+        let (mut all, mut own) = (Vec::new(), Vec::new());
+        for query in queries.chunks_exact(self.dim) {
+            self.select(query, budget.div_ceil(group), &mut own)?;
+            all.append(&mut own);
+        }
+        all.sort_unstable_by(|a: &Selected, b| a.token.cmp(&b.token).then(b.score.total_cmp(&a.score)));
+        all.dedup_by_key(|selected| selected.token);
+        *out = all;
+        Ok(())
+    }
+
+    /// Replaces estimated scores by exact ones (up to the same constant for all tokens) and keeps the `keep` best.
+    /// `keys` are all keys, `[tokens, dim]`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if `keys` lacks a selected token or the query has another width.
+    pub fn rerank(&self, keys: &[f32], query: &[f32], keep: usize, selected: &mut Vec<Selected>) -> Result<()> {
+        let (d, rows) = (self.dim, keys.len() / self.dim);
+        if query.len() != d || selected.iter().any(|selected| selected.token as usize >= rows) {
+            return Err(Error::Invalid(format!(
+                "expected a query of width {d} and keys of all selected tokens, found {} and {rows} rows",
+                query.len()
+            )));
+        }
+        let shift = dot(query, &self.mean);
+        dense::each(|| {
+            for selected in &mut *selected {
+                selected.score = dot(query, &keys[selected.token as usize * d..][..d]) - shift;
+            }
+        });
+        if keep < selected.len() {
+            selected.select_nth_unstable_by(keep, |a, b| b.score.total_cmp(&a.score).then(a.token.cmp(&b.token)));
+            selected.truncate(keep);
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds to find where a range begins, and how many were looked for: the part of a selection that the access
+    /// structure answers for. Of the fastest of ten passes over `queries`.
+    pub fn time_of_range_starts(&self, queries: &[&[f32]], budget: usize) -> (f64, usize) {
+        let mut starts = Vec::new();
+        for query in queries.iter().filter(|query| query.len() == self.dim) {
+            let visits = self.visits(query);
+            let threshold = threshold(&visits, budget);
+            let of = |visit: &Visit| Some((visit.cell, visit.range(threshold)?.0));
+            starts.extend(visits.iter().filter_map(of).map(|(cell, t)| (cell, self.cells.y(cell as usize, t), t)));
+        }
+        let pass = || {
+            let begin = Instant::now();
+            for &(cell, y, t) in &starts {
+                // A range of one coordinate: nothing is read but its beginning.
+                self.access.range(cell, y, t, t, |token, _| _ = std::hint::black_box(token));
+            }
+            begin.elapsed().as_nanos() as f64 / starts.len().max(1) as f64
+        };
+        (std::iter::repeat_with(pass).take(10).fold(f64::INFINITY, f64::min), starts.len())
+    }
+
+    /// The cells that may hold the best tokens.
+    fn visits(&self, query: &[f32]) -> Vec<Visit> {
+        let cells = &self.cells;
+        let mut products = vec![0.0; 2 * cells.len()];
+        dense::products(cells.centroids_and_slopes(), query, &mut products);
+        let visit = |(j, two): (usize, &[f32])| {
+            let (cell, spread) = (j as u32, cells.spread(j));
+            Visit { cell, a: two[0], s: two[1], spread, worth: two[0] + 2.0 * two[1].abs() * spread.deviation }
+        };
+        let mut visits: Vec<Visit> =
+            products.chunks_exact(2).enumerate().map(visit).filter(|visit| visit.spread.len > 0).collect();
+        let kept = self.config.visited;
+        if kept < visits.len() {
+            visits.select_nth_unstable_by(kept, |a, b| b.worth.total_cmp(&a.worth).then(a.cell.cmp(&b.cell)));
+            visits.truncate(kept);
+        }
+        visits
+    }
+}
+
+/// A cell under a query: a token at coordinate `t` has the estimated score `a + s · t`.
+struct Visit {
+    cell: u32,
+    a: f32,
+    s: f32,
+    spread: cells::Spread,
+    worth: f32,
+}
+
+/// Slopes below this are none.
+const FLAT: f32 = 1e-9;
+
+impl Visit {
+    /// How many tokens score at least `threshold`, by the normal law.
+    fn count(&self, threshold: f32) -> f32 {
+        let n = self.spread.len as f32;
+        if self.s.abs() < FLAT {
+            return if self.a >= threshold { n } else { 0.0 };
+        }
+        let t = (threshold - self.a) / self.s;
+        let below = normal_cdf((t - self.spread.mean) / self.spread.deviation);
+        if self.s > 0.0 { n * (1.0 - below) } else { n * below }
+    }
+
+    /// Coordinates of the tokens that score at least `threshold`.
+    fn range(&self, threshold: f32) -> Option<(f32, f32)> {
+        let all = (f32::NEG_INFINITY, f32::INFINITY);
+        if self.s.abs() < FLAT || threshold == f32::NEG_INFINITY {
+            return (self.a >= threshold).then_some(all);
+        }
+        let t = (threshold - self.a) / self.s;
+        Some(if self.s > 0.0 { (t, all.1) } else { (all.0, t) })
+    }
+
+    /// Lowest and highest estimated score.
+    fn ends(&self) -> (f32, f32) {
+        let (x, y) = (self.a + self.s * self.spread.min, self.a + self.s * self.spread.max);
+        (x.min(y), x.max(y))
+    }
+}
+
+/// The score that about `budget` tokens reach.
+fn threshold(visits: &[Visit], budget: usize) -> f32 {
+    if visits.iter().map(|visit| visit.spread.len).sum::<usize>() <= budget {
+        return f32::NEG_INFINITY;
+    }
+    let ends = visits.iter().map(Visit::ends);
+    let (mut low, mut high) = ends.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), (x, y)| (l.min(x), h.max(y)));
+    for _ in 0..12 {
+        let middle = 0.5 * (low + high);
+        let count: f32 = visits.iter().map(|visit| visit.count(middle)).sum();
+        *(if count >= budget as f32 { &mut low } else { &mut high }) = middle;
+    }
+    low
+}
+
+fn check_rows(what: &str, rows: &[f32], dim: usize) -> Result<()> {
+    if dim == 0 || !rows.len().is_multiple_of(dim) {
+        return Err(Error::Invalid(format!(
+            "{what}: expected whole rows of width {dim}, found {} numbers",
+            rows.len()
+        )));
+    }
+    match rows.iter().position(|x| !x.is_finite()) {
+        Some(at) => Err(Error::Invalid(format!("{what}: row {} holds {}", at / dim, rows[at]))),
+        None => Ok(()),
+    }
+}
+
+fn mean(rows: &[f32], dim: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; dim];
+    for row in rows.chunks_exact(dim) {
+        sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    let n = (rows.len() / dim).max(1) as f64;
+    sums.into_iter().map(|sum| (sum / n) as f32).collect()
+}
+
+fn subtract(rows: &[f32], mean: &[f32]) -> Vec<f32> {
+    rows.chunks_exact(mean.len()).flat_map(|row| row.iter().zip(mean).map(|(x, m)| x - m)).collect()
+}

@@ -1,0 +1,386 @@
+//! How a folding flow learns.
+//!
+//! The loss is the one of the published code: the negative log density of the summed output under a standard normal law,
+//! minus the log-determinant of the features' own derivatives. It is a heuristic, not a likelihood, and works. There are
+//! ten weights in the usual size, so gradients are written out instead of recorded.
+//!
+//! Source: "NFL: Robust Learned Index via Distribution Transformation", arXiv 2205.11807.
+
+use super::folding::{FoldingFlow, Matrix};
+use super::tanh::tanh;
+use crate::data::SplitMix64;
+use crate::error::{Error, Result};
+
+/// How to train.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainConfig {
+    /// Features of a key: 2, or 1 for a flow that does not fold.
+    pub features: usize,
+    /// Layers, at least 2.
+    pub layers: usize,
+    /// Strips that the key range is cut into; between n / 100 and 10 n.
+    pub shifts: f64,
+    /// Share of the keys in a training subset, which has at least [`TrainConfig::min_subset`].
+    pub subset: f64,
+    /// Least keys of a subset.
+    pub min_subset: usize,
+    /// Subsets, one after the other.
+    pub subsets: usize,
+    /// Most passes over a subset.
+    pub epochs: usize,
+    /// Whether to leave a subset when an epoch gains less than a hundredth.
+    pub stop_early: bool,
+    /// Keys per step.
+    pub batch: usize,
+    /// First learning rate.
+    pub rate: f64,
+    /// Longest gradient.
+    pub clip: f64,
+    /// Seed of subsets and first weights.
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            features: 2,
+            layers: 2,
+            shifts: 1e6,
+            subset: 0.1,
+            min_subset: 10_000,
+            subsets: 3,
+            epochs: 15,
+            stop_early: true,
+            batch: 4096,
+            rate: 0.1,
+            clip: 0.1,
+            seed: 1_000_000_003,
+        }
+    }
+}
+
+/// What training ended with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trained {
+    /// The flow.
+    pub flow: FoldingFlow,
+    /// Mean loss of its best epoch.
+    pub loss: f64,
+    /// Steps taken.
+    pub steps: usize,
+}
+
+/// Trains a flow on keys in any order; `offsets` are their distances from the smallest, `mean`.
+///
+/// # Errors
+/// [`Error::Training`] if the keys have no range, the configuration is out of its ranges, or the loss is no number.
+pub fn train(mean: f64, offsets: &[f64], config: &TrainConfig) -> Result<Trained> {
+    let range = offsets.iter().copied().fold(0.0, f64::max);
+    if !(range > 0.0 && range.is_finite()) {
+        return Err(Error::Training(format!("expected keys with a finite range, found {range}")));
+    }
+    let sane = (1..=2).contains(&config.features) && config.layers >= 2 && config.batch > 0 && config.shifts >= 1.0;
+    if !sane {
+        return Err(Error::Training(
+            "expected 1 or 2 features, at least 2 layers, a positive batch and at least one strip".into(),
+        ));
+    }
+    let var = range / config.shifts;
+    let d = config.features;
+    let mut rng = SplitMix64::new(config.seed);
+    let mut network = Network::random(d, config.layers, &mut rng);
+    let mut adam = Adam::new(network.values.len(), config.rate);
+    let (mut best, mut best_loss, mut best_mean, mut steps) = (network.clone(), f64::INFINITY, f64::INFINITY, 0);
+    let size = ((offsets.len() as f64 * config.subset) as usize).max(config.min_subset).min(offsets.len());
+    let mut order: Vec<u32> = Vec::new();
+    for _ in 0..config.subsets {
+        // The first `size` of a shuffle.
+        order.clear();
+        order.extend(0..u32::try_from(offsets.len()).map_err(|_| Error::Training("more than 2^32 keys".into()))?);
+        for i in 0..size {
+            order.swap(i, i + rng.below((offsets.len() - i) as u64) as usize);
+        }
+        let features: Vec<[f64; 2]> =
+            order[..size].iter().map(|&i| features_of(offsets[i as usize] / var, d)).collect();
+        let mut before = f64::INFINITY;
+        for _ in 0..config.epochs {
+            let mut sum = 0.0;
+            for batch in features.chunks(config.batch) {
+                let (loss, gradient) = network.loss(batch);
+                if !loss.is_finite() {
+                    return Err(Error::Training(format!("the loss became {loss} at step {steps}")));
+                }
+                adam.step(&mut network.values, gradient, loss, config.clip);
+                sum += loss;
+                steps += 1;
+            }
+            if sum < best_loss {
+                (best_loss, best_mean) = (sum, sum / features.len().div_ceil(config.batch) as f64);
+                best = network.clone();
+            }
+            if config.stop_early && (sum > before || before - sum < 0.01 * before.abs()) {
+                break;
+            }
+            before = sum;
+        }
+        network = best.clone();
+    }
+    Ok(Trained { flow: FoldingFlow::new(mean, var, best.matrices())?, loss: best_mean, steps })
+}
+
+fn features_of(x: f64, features: usize) -> [f64; 2] {
+    if features == 1 { [x, 0.0] } else { [x.floor(), x - x.floor()] }
+}
+
+/// Free weights of a flow whose layers are `d` × `d`, lower triangular, and positive.
+#[derive(Debug, Clone)]
+struct Network {
+    d: usize,
+    layers: usize,
+    /// Layer by layer, row by row: `row + 1` logarithms of directions, then the logarithm of the length.
+    values: Vec<f64>,
+}
+
+/// What one row of a layer is made of.
+struct Row {
+    /// Position of its first value.
+    at: usize,
+    /// Weights, `row + 1` of them.
+    weights: [f64; 2],
+    /// Squares of the unit direction.
+    shares: [f64; 2],
+}
+
+impl Network {
+    fn random(d: usize, layers: usize, rng: &mut SplitMix64) -> Self {
+        let mut values = Vec::new();
+        for _ in 0..layers {
+            for row in 0..d {
+                // Xavier over the inputs that this row may see, and its one output.
+                let bound = (6.0 / (row as f64 + 2.0)).sqrt();
+                values.extend((0..=row).map(|_| (2.0 * rng.f64() - 1.0) * bound));
+                values.push((1.0 - rng.f64()).ln());
+            }
+        }
+        Self { d, layers, values }
+    }
+
+    fn rows(&self) -> Vec<Vec<Row>> {
+        let mut at = 0;
+        let mut row = |i: usize| {
+            let values = &self.values[at..at + i + 2];
+            let exps: Vec<f64> = values[..=i].iter().map(|v| v.exp()).collect();
+            let square: f64 = exps.iter().map(|e| e * e).sum();
+            let length = values[i + 1].exp();
+            let (mut weights, mut shares) = ([0.0; 2], [0.0; 2]);
+            for (j, e) in exps.iter().enumerate() {
+                weights[j] = length * e / square.sqrt();
+                shares[j] = e * e / square;
+            }
+            let row = Row { at, weights, shares };
+            at += i + 2;
+            row
+        };
+        (0..self.layers).map(|_| (0..self.d).map(&mut row).collect()).collect()
+    }
+
+    /// Inputs × outputs, as flows store them.
+    fn matrices(&self) -> Vec<Matrix> {
+        let d = self.d;
+        let matrix = |rows: &Vec<Row>| {
+            let entries = (0..d).flat_map(|input| rows.iter().map(move |row| row.weights[input])).collect();
+            Matrix { rows: d, columns: d, entries }
+        };
+        self.rows().iter().map(matrix).collect()
+    }
+
+    /// Mean loss of a batch, and its gradient.
+    fn loss(&self, batch: &[[f64; 2]]) -> (f64, Vec<f64>) {
+        let (d, last) = (self.d, self.layers - 1);
+        let rows = self.rows();
+        let log_weights: f64 = rows.iter().flat_map(|layer| (0..d).map(|i| layer[i].weights[i].ln())).sum();
+        let constant = 0.5 * (2.0 * std::f64::consts::PI).ln() - log_weights;
+        // Derivatives of the loss by weight, summed over the batch.
+        let mut by_weight = vec![[[0.0f64; 2]; 2]; self.layers];
+        let mut loss = 0.0;
+        let mut values = vec![[0.0f64; 2]; self.layers + 1];
+        for features in batch {
+            values[0] = *features;
+            for (l, layer) in rows.iter().enumerate() {
+                for i in 0..d {
+                    let sum: f64 = (0..=i).map(|j| layer[i].weights[j] * values[l][j]).sum();
+                    values[l + 1][i] = if l < last {
+                        // ln sech² = 2 (ln 2 − p − ln(1 + e^(−2p))), for p of any size.
+                        loss += 2.0 * (sum - std::f64::consts::LN_2 + (-2.0 * sum).exp().ln_1p());
+                        tanh(sum)
+                    } else {
+                        sum
+                    };
+                }
+            }
+            let z: f64 = values[self.layers][..d].iter().sum();
+            loss += 0.5 * z * z;
+            let mut by_sum = [z; 2];
+            for l in (0..=last).rev() {
+                let mut by_input = [0.0; 2];
+                for i in 0..d {
+                    for j in 0..=i {
+                        by_weight[l][i][j] += by_sum[i] * values[l][j];
+                        by_input[j] += by_sum[i] * rows[l][i].weights[j];
+                    }
+                }
+                if l > 0 {
+                    for i in 0..d {
+                        let t = values[l][i];
+                        by_sum[i] = by_input[i] * (1.0 - t * t) + 2.0 * t;
+                    }
+                }
+            }
+        }
+        let n = batch.len() as f64;
+        let mut gradient = vec![0.0; self.values.len()];
+        for (layer, by_weight) in rows.iter().zip(&by_weight) {
+            for (i, row) in layer.iter().enumerate() {
+                let mut total = 0.0;
+                for j in 0..=i {
+                    let own = if i == j { 1.0 } else { 0.0 };
+                    let by_log = by_weight[i][j] / n * row.weights[j] - own;
+                    gradient[row.at + j] = by_log;
+                    total += by_log;
+                }
+                for j in 0..=i {
+                    gradient[row.at + j] -= row.shares[j] * total;
+                }
+                gradient[row.at + i + 1] = total;
+            }
+        }
+        (loss / n + constant, gradient)
+    }
+}
+
+/// Adam with the largest second moment so far, and a rate that halves when the loss stays.
+struct Adam {
+    rate: f64,
+    step: i32,
+    first: Vec<f64>,
+    second: Vec<f64>,
+    largest: Vec<f64>,
+    best: f64,
+    waited: usize,
+}
+
+impl Adam {
+    fn new(n: usize, rate: f64) -> Self {
+        let zeros = || vec![0.0; n];
+        Self { rate, step: 0, first: zeros(), second: zeros(), largest: zeros(), best: f64::INFINITY, waited: 0 }
+    }
+
+    fn step(&mut self, values: &mut [f64], mut gradient: Vec<f64>, loss: f64, clip: f64) {
+        let norm = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
+        if norm > clip {
+            gradient.iter_mut().for_each(|g| *g *= clip / norm);
+        }
+        self.step += 1;
+        let (c1, c2) = (1.0 - 0.9f64.powi(self.step), 1.0 - 0.999f64.powi(self.step));
+        for (i, g) in gradient.into_iter().enumerate() {
+            self.first[i] = 0.9 * self.first[i] + 0.1 * g;
+            self.second[i] = 0.999 * self.second[i] + 0.001 * g * g;
+            self.largest[i] = self.largest[i].max(self.second[i]);
+            values[i] -= self.rate / c1 * self.first[i] / ((self.largest[i] / c2).sqrt() + 1e-8);
+        }
+        if loss < self.best - 1e-4 {
+            (self.best, self.waited) = (loss, 0);
+        } else {
+            self.waited += 1;
+            if self.waited > 2000 {
+                (self.rate, self.waited) = ((0.5 * self.rate).max(5e-4), 0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::KeySet;
+
+    fn example() -> Network {
+        let (g, h) = ([0.5f64.ln(), 0.8f64.ln()], [1.5f64.ln(), 0.6f64.ln()]);
+        Network { d: 2, layers: 2, values: vec![0.2, g[0], -1.0, 0.1, g[1], -0.3, h[0], 0.4, 0.0, h[1]] }
+    }
+
+    const FEATURES: [[f64; 2]; 3] = [[0.0, 0.25], [3.0, 0.5], [7.0, 0.75]];
+
+    #[test]
+    fn weights_and_loss_of_the_worked_example() {
+        let network = example();
+        let matrices = network.matrices();
+        let expected = [[0.5, 0.252_666, 0.0, 0.759_052], [1.5, 0.498_388, 0.0, 0.334_080]];
+        for (matrix, expected) in matrices.iter().zip(expected) {
+            for (a, b) in matrix.entries.iter().zip(expected) {
+                assert!((a - b).abs() < 1e-6, "{matrices:?}");
+            }
+        }
+        assert!((network.loss(&FEATURES).0 - 8.118_239).abs() < 1e-6);
+        let z = [0.062_646, 2.080_638, 2.322_659];
+        let logdet = [-1.695_539, -4.455_069, -10.583_433];
+        for ((features, z), logdet) in FEATURES.iter().zip(z).zip(logdet) {
+            let expected: f64 = 0.5 * z * z + 0.5 * (2.0 * std::f64::consts::PI).ln() - logdet;
+            assert!((network.loss(&[*features]).0 - expected).abs() < 3e-6);
+        }
+    }
+
+    #[test]
+    fn gradients_are_differences() {
+        let mut network = example();
+        let gradient = network.loss(&FEATURES).1;
+        for (i, expected) in gradient.iter().enumerate() {
+            let at = |network: &mut Network, x: f64| {
+                network.values[i] += x;
+                let loss = network.loss(&FEATURES).0;
+                network.values[i] -= x;
+                loss
+            };
+            let slope = (at(&mut network, 1e-5) - at(&mut network, -1e-5)) / 2e-5;
+            assert!((slope - expected).abs() < 1e-7 * slope.abs().max(1.0), "{i}: {slope} {expected}");
+        }
+    }
+
+    /// Products of the diagonal weights: what the flow multiplies whole parts (times `shifts`) and fractions with.
+    fn factors(flow: &FoldingFlow, shifts: f64) -> (f64, f64) {
+        let [first, last] = flow.layers() else { panic!("two layers") };
+        (first.entries[0] * last.entries[0] * shifts, first.entries[3] * last.entries[3])
+    }
+
+    #[test]
+    fn uniform_keys_lead_to_the_moment_equations() {
+        let keys = KeySet::named("uniform").unwrap().generate(100_000, 42).to_f64();
+        let offsets: Vec<f64> = keys.iter().map(|key| key - keys[0]).collect();
+        for seed in [1, 2] {
+            let trained = train(keys[0], &offsets, &TrainConfig { seed, ..TrainConfig::default() }).unwrap();
+            let (a, b) = factors(&trained.flow, 1e6);
+            assert!((a / 1.3093 - 1.0).abs() < 0.2 && (b / 1.3093 - 1.0).abs() < 0.2, "{a} {b} {}", trained.loss);
+            let long = TrainConfig { seed, epochs: 100, stop_early: false, ..TrainConfig::default() };
+            let trained = train(keys[0], &offsets, &long).unwrap();
+            let (a, b) = factors(&trained.flow, 1e6);
+            assert!((a / 1.3093 - 1.0).abs() < 0.03 && (b / 1.3093 - 1.0).abs() < 0.03, "{a} {b}");
+            assert!((trained.loss - 15.195).abs() < 0.05, "{}", trained.loss);
+        }
+    }
+
+    #[test]
+    fn one_feature_does_not_fold() {
+        let keys = KeySet::named("lognormal").unwrap().generate(20_000, 42).to_f64();
+        let offsets: Vec<f64> = keys.iter().map(|key| key - keys[0]).collect();
+        let config = TrainConfig { features: 1, shifts: 100.0, ..TrainConfig::default() };
+        let flow = train(keys[0], &offsets, &config).unwrap().flow;
+        assert!(keys.iter().map(|&key| flow.transform(key)).collect::<Vec<_>>().is_sorted());
+    }
+
+    #[test]
+    fn keys_without_a_range_are_an_error() {
+        assert!(train(0.0, &[], &TrainConfig::default()).is_err());
+        assert!(train(0.0, &[0.0, 0.0], &TrainConfig::default()).is_err());
+        assert!(train(0.0, &[0.0, 1.0], &TrainConfig { features: 3, ..TrainConfig::default() }).is_err());
+    }
+}

@@ -1,0 +1,333 @@
+//! Walks in order.
+
+use std::marker::PhantomData;
+use std::ops::Bound;
+
+use super::node::{Chunk, Kind, Node, Separators, search};
+use super::tree::{Project, Tree};
+use crate::key::Key;
+
+/// The place of one pair.
+struct Cursor<K, V, C> {
+    /// Nodes above the leaf, each with the child or chunk that leads there.
+    above: Vec<(*const Node<C>, usize)>,
+    pairs: *mut (K, V),
+    len: usize,
+    at: usize,
+}
+
+impl<K, V, C> Clone for Cursor<K, V, C> {
+    fn clone(&self) -> Self {
+        Self { above: self.above.clone(), ..*self }
+    }
+}
+
+// The methods are unsafe to call once the tree has changed; those who hold a cursor borrow the tree.
+impl<K: Ord, V, C: Key> Cursor<K, V, C> {
+    fn new() -> Self {
+        Self { above: Vec::with_capacity(4), pairs: std::ptr::null_mut(), len: 0, at: 0 }
+    }
+
+    /// The first pair below `root`, or the last.
+    unsafe fn end(root: *const Node<C>, last: bool) -> Option<Self> {
+        let mut cursor = Self::new();
+        // SAFETY: the caller's promise.
+        unsafe { cursor.enter(root, last) }.then_some(cursor)
+    }
+
+    /// The first pair whose key is not smaller than `key`.
+    unsafe fn lower_bound(root: *const Node<C>, coordinate: C, key: &K) -> Option<Self> {
+        let mut cursor = Self::new();
+        let mut node = root;
+        // SAFETY: the caller's promise, and the invariants of the module.
+        unsafe {
+            loop {
+                match (*node).kind {
+                    Kind::Dense => {
+                        let separators = &*(*node).data.cast::<Separators<C>>();
+                        let i = separators.find(coordinate, (*node).room as usize);
+                        cursor.above.push((node, i));
+                        node = separators.children.add(i);
+                    }
+                    Kind::Model => {
+                        let (i, slot) = (*node).place(coordinate);
+                        cursor.above.push((node, i));
+                        let chunk = &*(*node).data.cast::<Chunk>().add(i);
+                        if chunk.child {
+                            node = chunk.data.cast();
+                            continue;
+                        }
+                        let begin = usize::from(chunk.ends[slot]);
+                        let n = usize::from(chunk.ends[slot + 1]) - begin;
+                        cursor.pairs = chunk.data.cast();
+                        cursor.len = chunk.len();
+                        cursor.at = begin + search(cursor.pairs.wrapping_add(begin), n, key).0;
+                        break;
+                    }
+                    Kind::Flat => {
+                        cursor.pairs = (*node).data.cast();
+                        cursor.len = (*node).len;
+                        cursor.at = search(cursor.pairs, cursor.len, key).0;
+                        break;
+                    }
+                }
+            }
+            (cursor.at < cursor.len || cursor.turn(false)).then_some(cursor)
+        }
+    }
+
+    /// Goes to the first (or last) pair below `node`; false if there is none.
+    unsafe fn enter(&mut self, node: *const Node<C>, last: bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (*node).kind == Kind::Flat {
+                return self.land((*node).data.cast(), (*node).len, last);
+            }
+            let parts = (*node).room as usize;
+            (0..parts).any(|i| self.enter_part(node, if last { parts - 1 - i } else { i }, last))
+        }
+    }
+
+    unsafe fn enter_part(&mut self, node: *const Node<C>, i: usize, last: bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.above.push((node, i));
+            let entered = if (*node).kind == Kind::Dense {
+                self.enter((*(*node).data.cast::<Separators<C>>()).children.add(i), last)
+            } else {
+                let chunk = &*(*node).data.cast::<Chunk>().add(i);
+                if chunk.child {
+                    self.enter(chunk.data.cast(), last)
+                } else {
+                    self.land(chunk.data.cast(), chunk.len(), last)
+                }
+            };
+            if !entered {
+                self.above.pop();
+            }
+            entered
+        }
+    }
+
+    fn land(&mut self, pairs: *mut (K, V), len: usize, last: bool) -> bool {
+        self.pairs = pairs;
+        self.len = len;
+        self.at = if last { len.wrapping_sub(1) } else { 0 };
+        len > 0
+    }
+
+    /// Goes to the next leaf, or the one before; false if there is none.
+    unsafe fn turn(&mut self, back: bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            while let Some((node, i)) = self.above.pop() {
+                let parts = (*node).room as usize;
+                let entered = if back {
+                    (0..i).rev().any(|i| self.enter_part(node, i, true))
+                } else {
+                    (i + 1..parts).any(|i| self.enter_part(node, i, false))
+                };
+                if entered {
+                    return true;
+                }
+            }
+            false
+        }
+    }
+
+    #[inline]
+    unsafe fn forward(&mut self) -> bool {
+        self.at += 1;
+        // SAFETY: the caller's promise.
+        self.at < self.len || unsafe { self.turn(false) }
+    }
+
+    #[inline]
+    unsafe fn backward(&mut self) -> bool {
+        if self.at > 0 {
+            self.at -= 1;
+            return true;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.turn(true) }
+    }
+
+    #[inline]
+    fn pair(&self) -> *mut (K, V) {
+        self.pairs.wrapping_add(self.at)
+    }
+}
+
+type Ends<K, V, C> = (Cursor<K, V, C>, Cursor<K, V, C>);
+
+/// Pairs from `front` to `back`, both included.
+struct Span<K, V, C> {
+    ends: Option<Ends<K, V, C>>,
+}
+
+impl<K: Copy + Ord, V, C: Key> Span<K, V, C> {
+    fn new<P: Project<K, C = C>>(tree: &Tree<K, V, P>, begin: Bound<&K>, end: Bound<&K>) -> Self {
+        let root = &raw const tree.root;
+        // SAFETY: cursors stay in this tree, which outlives the span: see the types that hold one.
+        unsafe {
+            let at = |key: &K| Cursor::lower_bound(root, tree.project.project(key), key);
+            let front = match begin {
+                Bound::Unbounded => Cursor::end(root, false),
+                Bound::Included(key) => at(key),
+                Bound::Excluded(key) => {
+                    at(key).and_then(|mut cursor| ((*cursor.pair()).0 != *key || cursor.forward()).then_some(cursor))
+                }
+            };
+            let before = |key: &K, equal: bool| match at(key) {
+                None => Cursor::end(root, true),
+                Some(cursor) if equal && (*cursor.pair()).0 == *key => Some(cursor),
+                Some(mut cursor) => cursor.backward().then_some(cursor),
+            };
+            let back = match end {
+                Bound::Unbounded => Cursor::end(root, true),
+                Bound::Included(key) => before(key, true),
+                Bound::Excluded(key) => before(key, false),
+            };
+            // Between two bounds there may be nothing: then the first pair after one comes after the last before the other.
+            let bounded = begin != Bound::Unbounded && end != Bound::Unbounded;
+            let ends = front.zip(back).filter(|(front, back)| !bounded || (*front.pair()).0 <= (*back.pair()).0);
+            Self { ends }
+        }
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<*mut (K, V)> {
+        let (front, back) = self.ends.as_mut()?;
+        let pair = front.pair();
+        // SAFETY: the tree has not changed. The last pair is not stepped over.
+        if pair == back.pair() || !unsafe { front.forward() } {
+            self.ends = None;
+        }
+        Some(pair)
+    }
+
+    #[inline]
+    fn next_back(&mut self) -> Option<*mut (K, V)> {
+        let (front, back) = self.ends.as_mut()?;
+        let pair = back.pair();
+        // SAFETY: as above.
+        if pair == front.pair() || !unsafe { back.backward() } {
+            self.ends = None;
+        }
+        Some(pair)
+    }
+}
+
+/// Pairs in ascending order, from both ends.
+pub struct Iter<'a, K, V, C = K> {
+    span: Span<K, V, C>,
+    left: Option<usize>,
+    tree: PhantomData<&'a (K, V)>,
+}
+
+/// Pairs in ascending order with values to change, from both ends.
+pub struct IterMut<'a, K, V, C = K> {
+    span: Span<K, V, C>,
+    left: Option<usize>,
+    tree: PhantomData<&'a mut (K, V)>,
+}
+
+// SAFETY: these are references to pairs that the tree owns, with pointers to find the next.
+unsafe impl<K: Sync, V: Sync, C: Sync> Send for Iter<'_, K, V, C> {}
+// SAFETY: as above.
+unsafe impl<K: Sync, V: Sync, C: Sync> Sync for Iter<'_, K, V, C> {}
+// SAFETY: as above; the mutable references are given out once each.
+unsafe impl<K: Send, V: Send, C: Send> Send for IterMut<'_, K, V, C> {}
+// SAFETY: a shared `IterMut` gives nothing out.
+unsafe impl<K: Sync, V: Sync, C: Sync> Sync for IterMut<'_, K, V, C> {}
+
+impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
+    /// Pairs between two bounds, of an ordered projection.
+    pub(crate) fn range(&self, begin: Bound<&K>, end: Bound<&K>) -> Iter<'_, K, V, P::C> {
+        Iter { span: Span::new(self, begin, end), left: None, tree: PhantomData }
+    }
+
+    /// Pairs between two bounds, of an ordered projection.
+    pub(crate) fn range_mut(&mut self, begin: Bound<&K>, end: Bound<&K>) -> IterMut<'_, K, V, P::C> {
+        IterMut { span: Span::new(self, begin, end), left: None, tree: PhantomData }
+    }
+
+    /// All pairs in the order of the tree.
+    pub(crate) fn iter(&self) -> Iter<'_, K, V, P::C> {
+        Iter { left: Some(self.len()), ..self.range(Bound::Unbounded, Bound::Unbounded) }
+    }
+
+    /// All pairs in the order of the tree.
+    pub(crate) fn iter_mut(&mut self) -> IterMut<'_, K, V, P::C> {
+        let left = Some(self.len());
+        IterMut { left, ..self.range_mut(Bound::Unbounded, Bound::Unbounded) }
+    }
+
+    /// The first pair, or the last.
+    pub(crate) fn end(&self, last: bool) -> Option<&(K, V)> {
+        // SAFETY: the tree is borrowed as long as the pair.
+        unsafe { Cursor::<K, V, P::C>::end(&raw const self.root, last).map(|cursor| &*cursor.pair()) }
+    }
+
+    /// Visits up to `limit` pairs from `from` on, in order. Returns how many.
+    pub(crate) fn scan(&self, from: &K, limit: usize, visit: &mut dyn FnMut(&K, &V)) -> usize {
+        let mut left = limit;
+        // SAFETY: the tree is borrowed.
+        unsafe {
+            let root = &raw const self.root;
+            let Some(mut cursor) = Cursor::<K, V, P::C>::lower_bound(root, self.project.project(from), from) else {
+                return 0;
+            };
+            loop {
+                let take = left.min(cursor.len - cursor.at);
+                for (key, value) in std::slice::from_raw_parts(cursor.pair(), take) {
+                    visit(key, value);
+                }
+                left -= take;
+                if left == 0 || !cursor.turn(false) {
+                    return limit - left;
+                }
+            }
+        }
+    }
+}
+
+macro_rules! iterator {
+    ($name:ident, $item:ty, $of:expr) => {
+        impl<'a, K: Copy + Ord, V, C: Key> Iterator for $name<'a, K, V, C> {
+            type Item = $item;
+
+            #[inline]
+            fn next(&mut self) -> Option<Self::Item> {
+                let pair = self.span.next()?;
+                self.left = self.left.map(|left| left - 1);
+                Some($of(pair))
+            }
+
+            fn size_hint(&self) -> (usize, Option<usize>) {
+                (self.left.unwrap_or(usize::from(self.span.ends.is_some())), self.left)
+            }
+        }
+
+        impl<K: Copy + Ord, V, C: Key> DoubleEndedIterator for $name<'_, K, V, C> {
+            #[inline]
+            fn next_back(&mut self) -> Option<Self::Item> {
+                let pair = self.span.next_back()?;
+                self.left = self.left.map(|left| left - 1);
+                Some($of(pair))
+            }
+        }
+
+        impl<K: Copy + Ord, V, C: Key> std::iter::FusedIterator for $name<'_, K, V, C> {}
+    };
+}
+
+// SAFETY (both): the pair is initialised, the tree is borrowed for 'a, and every pair is given out once.
+iterator!(Iter, (&'a K, &'a V), |pair: *mut (K, V)| unsafe { (&(*pair).0, &(*pair).1) });
+iterator!(IterMut, (&'a K, &'a mut V), |pair: *mut (K, V)| unsafe { (&(*pair).0, &mut (*pair).1) });
+
+impl<K, V, C> Clone for Iter<'_, K, V, C> {
+    fn clone(&self) -> Self {
+        Self { span: Span { ends: self.span.ends.clone() }, left: self.left, tree: PhantomData }
+    }
+}

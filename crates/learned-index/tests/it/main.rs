@@ -1,0 +1,5 @@
+//! The maps against `BTreeMap`.
+
+mod nfl;
+mod ordered;
+mod shared;
