@@ -1,5 +1,8 @@
 //! What can be typed after `cargo xtask`.
 
+mod bench;
+mod training;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -7,6 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kindling_model::checkpoint::DType;
 use kindling_tensor_backend::device::DeviceName;
 use kindling_tensor_backend::kernels::Arithmetic;
+
+pub(crate) use bench::{Bench, BenchCommand, BenchDraft, BenchIndex, BenchSpecdec, PromptSet};
+pub(crate) use training::{AdapterKind, Capture, Distill, Heal, Pretrain, Training};
 
 use crate::drafting::Draft;
 
@@ -265,91 +271,6 @@ pub(crate) struct IndexQuery {
     pub(crate) json: bool,
 }
 
-/// Measure speed on this machine.
-#[derive(Debug, Args)]
-pub(crate) struct Bench {
-    #[command(subcommand)]
-    pub(crate) command: BenchCommand,
-}
-
-/// What to measure.
-#[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
-    Index(BenchIndex),
-    Draft(BenchDraft),
-    Specdec(BenchSpecdec),
-}
-
-/// The corpus index and the structures of drafting: build rate, latency of queries.
-#[derive(Debug, Args)]
-pub(crate) struct BenchDraft {
-    /// A folder of .txt files to index, as bytes.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) corpus: PathBuf,
-    /// A text whose ends are looked up.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) query: PathBuf,
-    /// Parts of the index (default: one per thread).
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) shards: Option<usize>,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Decoding with each drafter against decoding without, on the same prompts in the same run.
-#[derive(Debug, Args)]
-pub(crate) struct BenchSpecdec {
-    /// Directory of a checkpoint (default: the built-in model).
-    #[arg(long, value_name = "DIR")]
-    pub(crate) model: Option<PathBuf>,
-    /// A text that neither model nor index has seen: prompts are cut from it.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) text: PathBuf,
-    /// Drafters, as `generate --draft` takes them.
-    #[arg(long, value_name = "HOW", required = true, num_args = 1..)]
-    pub(crate) draft: Vec<Draft>,
-    /// Kinds of prompts.
-    #[arg(long, value_enum, num_args = 1.., default_values_t = [PromptSet::Continue, PromptSet::Copy, PromptSet::Random])]
-    pub(crate) set: Vec<PromptSet>,
-    /// Prompts of each kind.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
-    pub(crate) prompts: usize,
-    /// Tokens of each prompt.
-    #[arg(long, value_name = "TOKENS", default_value_t = 192, value_parser = at_least_two)]
-    pub(crate) prompt_tokens: usize,
-    /// Tokens to write after each.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_two)]
-    pub(crate) new: usize,
-    /// Texts written together.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
-    pub(crate) batch: usize,
-    /// Guess at most this many tokens ahead.
-    #[arg(long, value_name = "K", default_value_t = 16, value_parser = at_least_one)]
-    pub(crate) max_draft: usize,
-    /// 0: always the likeliest token; 1: sample as the model says.
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
-    pub(crate) temperature: f64,
-    /// Seed of the sampling.
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    pub(crate) seed: u64,
-    /// Print JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Where prompts come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum PromptSet {
-    /// Passages of the text.
-    Continue,
-    /// Passages of the text, twice, the second time cut short: the model is led to repeat.
-    Copy,
-    /// Random tokens.
-    Random,
-}
-
 /// Compute the logits of given token ids: the way to compare with another engine.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -446,29 +367,6 @@ pub(crate) struct RandomCheckpoint {
     #[arg(long, value_name = "SIZE", default_value = "2GiB")]
     pub(crate) max_shard_size: Bytes,
 }
-/// Look-ups, scans and mixes of reads and inserts, of learned indexes and of what they are to replace.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask bench index
-  cargo xtask bench index --keys osm --n 10000000 --mix 80 --structure afli --structure btree --json")]
-pub(crate) struct BenchIndex {
-    /// Distribution of the keys: dense, uniform, normal, lognormal, zipfgap, outliers, osm, ts, longitudes or longlat.
-    #[arg(long, value_name = "NAME", default_value = "lognormal")]
-    pub(crate) keys: String,
-    /// How many keys.
-    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
-    pub(crate) n: usize,
-    /// Reads in per cent (the others insert), `get`, `batch` or `scan` of a loaded index, or `all`.
-    #[arg(long, value_name = "R", default_value = "all")]
-    pub(crate) mix: String,
-    /// Measure only this one; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) structure: Vec<String>,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
 
 /// Say what this machine offers: CPU features, devices, measured memory bandwidth and arithmetic rate.
 #[derive(Debug, Args)]
@@ -498,264 +396,6 @@ pub(crate) enum Shape {
     /// Llama 3.1 8B: 32 blocks of width 4096.
     #[value(name = "llama-8b")]
     Llama8b,
-}
-
-/// Train a tokenizer and a model from scratch.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny
-  cargo xtask pretrain --config recipes/pretrain/tiny.toml --text books --hold-out last.txt --out ./tiny --resume
-  cargo xtask pretrain --config more.toml --from ./tiny --text letters --out ./tiny-letters
-  cargo xtask pretrain --config more.toml --from ./tiny --rows rows.safetensors --out ./tiny-more")]
-pub(crate) struct Pretrain {
-    /// Model, tokenizer and schedule in TOML, see `recipes/pretrain/`.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
-    /// A text in UTF-8, or a folder of .txt files; may be given several times. A model of tasks alone needs none.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) text: Vec<PathBuf>,
-    /// The name of a file to keep out of training and to measure on; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hold_out: Vec<String>,
-    /// Go on from this checkpoint, with its tokenizer, instead of from random weights.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) from: Option<PathBuf>,
-    /// In place of --text: a .safetensors file with `input_ids`, rows that are learnt in their order as they are.
-    #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "text")]
-    pub(crate) rows: Option<PathBuf>,
-    /// Folder of the run: checkpoints on the way, the model in the end.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// Type of the weights that are written in the end.
-    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
-    pub(crate) dtype: Dtype,
-    /// Go on after the last checkpoint.
-    #[arg(long, conflicts_with = "force")]
-    pub(crate) resume: bool,
-    /// Replace what an earlier run left in the folder.
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Keep what a teacher says about a text in a file, so that students can learn from it without the teacher.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask capture --teacher ./llama --text books --out llama.store
-  cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
-pub(crate) struct Capture {
-    /// Directory of the teacher's checkpoint.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) teacher: PathBuf,
-    /// A text in UTF-8, or a folder of .txt files; may be given several times.
-    #[arg(long, value_name = "PATH", required = true)]
-    pub(crate) text: Vec<PathBuf>,
-    /// The name of a file to leave out; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hold_out: Vec<String>,
-    /// How many likeliest tokens are kept of every position.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
-    pub(crate) k: usize,
-    /// How many of them keep their probability as it is; the others lie on a curve (default: 16; all, if k is not above
-    /// 24).
-    #[arg(long, value_name = "N")]
-    pub(crate) exact: Option<usize>,
-    /// Tokens in a row.
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_two)]
-    pub(crate) length: usize,
-    /// Rows (default: the whole text).
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    pub(crate) rows: Option<usize>,
-    /// Divides the teacher's logits; students must train at the same.
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
-    pub(crate) temperature: f64,
-    /// The file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) out: PathBuf,
-    /// Seed of the choice of rows.
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    pub(crate) seed: u64,
-    /// Replace the file.
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Train a student to say what a teacher says.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask distill --teacher ./llama --student ./small --text books --out ./taught
-  cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half
-  cargo xtask distill --teacher ./llama --student ./small --text books --loss jsd --on-policy 0.5 --out ./taught
-  cargo xtask distill --teacher ./llama --student ./small --text books --loss minillm --out ./taught
-  cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
-pub(crate) struct Distill {
-    /// Directory of the teacher's checkpoint.
-    #[arg(long, value_name = "DIR", required_unless_present = "teacher_store")]
-    pub(crate) teacher: Option<PathBuf>,
-    /// Directory of the student's checkpoint, with the teacher's tokenizer.
-    #[arg(long, value_name = "DIR", required_unless_present = "keep_blocks", conflicts_with = "keep_blocks")]
-    pub(crate) student: Option<PathBuf>,
-    /// Make the student from these blocks of the teacher, counted from 0.
-    #[arg(long, value_name = "N", value_delimiter = ',', requires = "teacher")]
-    pub(crate) keep_blocks: Vec<usize>,
-    /// Forget what the student knows: begin with random weights.
-    #[arg(long)]
-    pub(crate) from_scratch: bool,
-    #[command(flatten)]
-    pub(crate) training: Training,
-}
-
-/// Train a compressed model for a while, so that it gets back what compression cost.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask heal --model ./llama-3bit --teacher ./llama --text books --out ./adapter
-  cargo xtask heal --model ./llama-2-4 --teacher ./llama --adapter none --masked --text books --out ./healed
-  cargo xtask eval --model ./llama-3bit --adapter ./adapter --text book.txt")]
-pub(crate) struct Heal {
-    /// Directory of the compressed checkpoint.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) model: PathBuf,
-    /// Directory of the model before compression; not needed for the loss `cross-entropy`.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) teacher: Option<PathBuf>,
-    /// What learns: an adapter beside the weights, or (none) the weights themselves, which must be dense.
-    #[arg(long, value_enum, default_value_t = AdapterKind::Lora)]
-    pub(crate) adapter: AdapterKind,
-    /// Rows of the adapter's small matrix.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
-    pub(crate) rank: usize,
-    /// The correction counts ALPHA / rank.
-    #[arg(long, value_name = "X", default_value_t = 16.0, value_parser = positive)]
-    pub(crate) alpha: f64,
-    /// Ends of module names that get an adapter (default: all projections).
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub(crate) targets: Vec<String>,
-    /// Pruned weights stay zero.
-    #[arg(long)]
-    pub(crate) masked: bool,
-    /// Add the adapter to the weights in the end and write a whole checkpoint. Quantised weights become dense by it.
-    #[arg(long)]
-    pub(crate) merge: bool,
-    #[command(flatten)]
-    pub(crate) training: Training,
-}
-
-/// What learns in `heal`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum AdapterKind {
-    /// Low rank.
-    Lora,
-    /// Low rank and the norms of rows.
-    Dora,
-    /// The weights themselves.
-    None,
-}
-
-/// How `distill` and `heal` train.
-#[derive(Debug, Args)]
-pub(crate) struct Training {
-    /// A text in UTF-8, or a folder of .txt files; may be given several times.
-    #[arg(long, value_name = "PATH", required_unless_present = "teacher_store")]
-    pub(crate) text: Vec<PathBuf>,
-    /// What `capture` kept of the teacher, in place of text and teacher.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "on_policy", "teacher_writes"])]
-    pub(crate) teacher_store: Option<PathBuf>,
-    /// The share of steps on texts that the student writes after the first tokens of the rows.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction)]
-    pub(crate) on_policy: f64,
-    /// In the other steps the teacher writes what follows, in place of the text.
-    #[arg(long)]
-    pub(crate) teacher_writes: bool,
-    /// Tokens of a row that texts are written after (default: a quarter of the row).
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
-    pub(crate) prompt_tokens: Option<usize>,
-    /// How boldly texts are written: divides the logits, 0 takes the likeliest token. `minillm` needs 1.
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = not_negative)]
-    pub(crate) writing_temperature: f64,
-    /// Of `minillm`: texts that are written at a time; a multiple of --rows.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
-    pub(crate) texts: usize,
-    /// Of `minillm`: how often they are gone through.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = at_least_one)]
-    pub(crate) epochs: usize,
-    /// Of `minillm`: the teacher's share in the mixture that writes.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = fraction)]
-    pub(crate) teacher_share: f64,
-    /// The name of a file to keep out of training; may be given several times.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hold_out: Vec<String>,
-    /// Text to measure perplexity on, before and after.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) eval: Option<PathBuf>,
-    /// How many windows of 256 tokens of it.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
-    pub(crate) eval_windows: usize,
-    /// The loss; `cargo xtask list` names all.
-    #[arg(long, value_name = "NAME", default_value = "forward-kl")]
-    pub(crate) loss: String,
-    /// Divides the logits of both models.
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = positive)]
-    pub(crate) temperature: f64,
-    /// The share of cross-entropy with the text.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, value_parser = fraction)]
-    pub(crate) cross_entropy: f64,
-    /// Of `jsd`: the teacher's share in the mixture.
-    #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = fraction)]
-    pub(crate) beta: f64,
-    /// Of the skewed divergences: the share of the other side.
-    #[arg(long, value_name = "X", default_value_t = 0.1, value_parser = fraction)]
-    pub(crate) skew: f64,
-    /// Of `cakld`: the share of the reverse divergence.
-    #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = fraction)]
-    pub(crate) gamma: f64,
-    /// Steps.
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = at_least_one)]
-    pub(crate) steps: usize,
-    /// Rows in a step.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
-    pub(crate) rows: usize,
-    /// Tokens in a row.
-    #[arg(long, value_name = "TOKENS", default_value_t = 256, value_parser = at_least_two)]
-    pub(crate) length: usize,
-    /// Rows that run through the model at a time.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = at_least_one)]
-    pub(crate) micro_rows: usize,
-    /// The highest learning rate.
-    #[arg(long, value_name = "X", default_value_t = 1e-3, value_parser = positive)]
-    pub(crate) rate: f64,
-    /// Steps until it is reached.
-    #[arg(long, value_name = "N", default_value_t = 20)]
-    pub(crate) warmup: u64,
-    /// Longer gradients are scaled down to this norm.
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
-    pub(crate) clip: f64,
-    /// Keep the inputs of blocks only and run them again on the way back: memory for time.
-    #[arg(long)]
-    pub(crate) checkpoint_blocks: bool,
-    /// Folder of the run: checkpoints on the way, the result in the end.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// Seed of every random choice.
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    pub(crate) seed: u64,
-    /// Go on after the last checkpoint.
-    #[arg(long, conflicts_with = "force")]
-    pub(crate) resume: bool,
-    /// Replace what an earlier run left in the folder.
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// What packed weights are multiplied with.
@@ -864,13 +504,6 @@ fn number(text: &str, allowed: impl Fn(f64) -> bool, expected: &str) -> Result<f
 
 fn non_negative(text: &str) -> Result<f64, String> {
     number(text, |x| x >= 0.0, "a number of at least 0")
-}
-
-fn not_negative(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
-        _ => Err("a number of 0 or above is needed".into()),
-    }
 }
 
 fn positive(text: &str) -> Result<f64, String> {
