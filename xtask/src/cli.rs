@@ -204,7 +204,7 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     /// Guess tokens ahead and verify them in one pass; the text stays the same. none, lookup, ngram, suffix, recycling,
-    /// infinigram[:INDEX], rest:INDEX, model:DIR (a smaller model with the same tokenizer), skip:N (this model without
+    /// infinigram, infinigram:INDEX, rest:INDEX, model:DIR (a smaller model with the same tokenizer), skip:N (this model without
     /// its N middle blocks).
     #[arg(long, value_name = "HOW", default_value = "none")]
     pub(crate) draft: Draft,

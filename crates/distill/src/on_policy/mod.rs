@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`sample`] | texts that a model, or a model mixed with its teacher, goes on with |
+//! | [`sample`](mod@sample) | texts that a model, or a model mixed with its teacher, goes on with |
 //! | [`gkd`] | a share of the steps on the student's own texts, under any token loss |
 //! | [`minillm`] | the reverse divergence of whole texts by policy gradient |
 
