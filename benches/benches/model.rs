@@ -6,7 +6,7 @@ use kindling_model::decoder::{ForwardCx, Rotary};
 use kindling_model::{DenseKv, ModelFiles};
 
 fn model(criterion: &mut Criterion) {
-    let name = if is_smoke_test() { "llama-160m" } else { "llama-1b" };
+    let name = if is_smoke_test() { "llama-160m" } else { "tinyllama-1b" };
     let dir = checkpoint(name);
     let mut group = criterion.benchmark_group("checkpoint");
     group.sample_size(20);

@@ -14,7 +14,7 @@ const LENGTH: usize = 512;
 fn options(micro_rows: usize, workers: usize, checkpoint_blocks: bool) -> TrainOptions {
     let schedule = Schedule { peak: 1e-3, warmup: 10, decay: Decay::Constant, last: 1.0, steps: 1000 };
     let adamw = AdamW::default();
-    TrainOptions { schedule, adamw, clip: Some(1.0), micro_rows, workers, checkpoint_blocks, spike: 100.0 }
+    TrainOptions { schedule, adamw, muon: None, clip: Some(1.0), micro_rows, workers, checkpoint_blocks, spike: 100.0 }
 }
 
 fn rows(count: usize, vocabulary: usize) -> Vec<Row> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, Tensor, TensorData};
 use kindling_core::{Cx, Layer, LayerShape, Needs, Role, Stats};
 use kindling_model::checkpoint::DType;
-use kindling_model::random::{config_of, random_checkpoint};
+use kindling_model::random::{RandomFormat, config_of, random_checkpoint};
 use rand_chacha::rand_core::Rng;
 
 /// The device of every bench.
@@ -68,7 +68,8 @@ pub fn checkpoint_of(name: &str, config: &str) -> PathBuf {
 fn write_once(name: &str, config: &serde_json::Value, dtype: DType) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench-checkpoints").join(name);
     if !dir.join("config.json").exists() {
-        random_checkpoint(config, dtype, &dir, 5_000_000_000, &Cx::new(1)).expect("a writable target folder");
+        random_checkpoint(config, dtype, RandomFormat::DENSE, &dir, 5_000_000_000, &Cx::new(1))
+            .expect("a writable target folder");
     }
     dir
 }

@@ -8,10 +8,14 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kindling_model::checkpoint::DType;
+use kindling_model::random::RandomFormat;
 use kindling_tensor_backend::device::DeviceName;
 use kindling_tensor_backend::kernels::Arithmetic;
 
-pub(crate) use bench::{Bench, BenchCommand, BenchDraft, BenchIndex, BenchSpecdec, PromptSet};
+pub(crate) use bench::{
+    Bench, BenchCommand, BenchDecode, BenchDraft, BenchIndex, BenchLoad, BenchMatmul, BenchPrefill, BenchSpecdec, Peer,
+    PromptSet, Subject,
+};
 pub(crate) use training::{AdapterKind, Capture, Distill, Heal, Pretrain, Training};
 
 use crate::drafting::Draft;
@@ -348,15 +352,18 @@ pub(crate) struct Report {
 /// Write a checkpoint of a known shape with random weights, to try sizes and speeds without a download.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
-  cargo xtask random-checkpoint --shape llama-160m --dtype bf16 --out ./random-160m")]
+Examples:
+  cargo xtask random-checkpoint --shape llama-160m --dtype bf16 --out ./random-160m
+  cargo xtask random-checkpoint --shape llama-1b --format q4 --group 128 --out ./random-1b-q4")]
 pub(crate) struct RandomCheckpoint {
     /// Which model's shape.
     #[arg(long, value_enum)]
     pub(crate) shape: Shape,
-    /// Type of the weights.
+    /// Type of dense weights and of scales.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     pub(crate) dtype: Dtype,
+    #[command(flatten)]
+    pub(crate) weights: RandomWeights,
     /// Directory to write.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
@@ -384,18 +391,46 @@ pub(crate) struct Tidy {
     pub(crate) fix: bool,
 }
 
-/// Shapes that `random-checkpoint` knows.
+/// How random weights are stored.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RandomWeights {
+    /// Dense; codes of 8, 4, 3 or 2 bits; two of four weights zero; or that with 4-bit codes.
+    #[arg(long, value_name = "NAME", default_value = "dense", value_parser = RandomFormat::NAMES)]
+    pub(crate) format: String,
+    /// Codes that share a scale.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) group: usize,
+}
+
+impl RandomWeights {
+    /// As the library calls it.
+    pub(crate) fn random(&self) -> RandomFormat {
+        RandomFormat::named(&self.format, self.group).expect("the parser takes known names only")
+    }
+}
+
+/// Shapes that random weights come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Shape {
     /// 12 blocks of width 768.
     #[value(name = "llama-160m")]
     Llama160m,
-    /// TinyLlama 1.1B: 22 blocks of width 2048.
+    /// 16 blocks of width 2048, like Llama 3.2 1B but for its vocabulary.
     #[value(name = "llama-1b")]
     Llama1b,
+    /// TinyLlama 1.1B: 22 blocks of width 2048.
+    #[value(name = "tinyllama-1b")]
+    TinyLlama1b,
     /// Llama 3.1 8B: 32 blocks of width 4096.
     #[value(name = "llama-8b")]
     Llama8b,
+}
+
+impl Shape {
+    /// As it is typed.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
 }
 
 /// What packed weights are multiplied with.

@@ -46,6 +46,13 @@ impl Progress for Bars {
         }
     }
 
+    fn skip(&self, steps: u64) {
+        if let Some(bar) = lock(&self.units).last() {
+            bar.inc(steps);
+            bar.reset_eta();
+        }
+    }
+
     fn status(&self, message: &str) {
         if let Some(bar) = lock(&self.units).last() {
             bar.set_message(message.to_string());
@@ -85,6 +92,8 @@ struct Unit {
     what: String,
     status: String,
     done: u64,
+    /// Of these, by an earlier run.
+    skipped: u64,
     total: u64,
     begun: Instant,
     printed: Option<Instant>,
@@ -96,10 +105,11 @@ impl Unit {
     }
 
     fn left(&self) -> String {
-        if self.done == 0 || self.total < self.done {
+        let own = self.done.saturating_sub(self.skipped);
+        if own == 0 || self.total < self.done {
             return String::new();
         }
-        let left = self.begun.elapsed().mul_f64((self.total - self.done) as f64 / self.done as f64);
+        let left = self.begun.elapsed().mul_f64((self.total - self.done) as f64 / own as f64);
         format!(", about {} left", HumanDuration(left))
     }
 }
@@ -127,6 +137,7 @@ impl<W: Write + Send> Progress for Lines<W> {
             what: what.into(),
             status: String::new(),
             done: 0,
+            skipped: 0,
             total,
             begun,
             printed: outermost.then_some(begun),
@@ -141,6 +152,13 @@ impl<W: Write + Send> Progress for Lines<W> {
             let status = if unit.status.is_empty() { String::new() } else { format!(", {}", unit.status) };
             self.print(format_args!("{}: {}{status}{}", unit.what, unit.count(), unit.left()));
             unit.printed = Some(Instant::now());
+        }
+    }
+
+    fn skip(&self, steps: u64) {
+        if let Some(unit) = lock(&self.units).last_mut() {
+            unit.done += steps;
+            unit.skipped += steps;
         }
     }
 
@@ -207,6 +225,29 @@ mod tests {
         assert_eq!(seen[1], "block 0: 1");
         assert!(seen[3].starts_with("compress: 1/2, about "), "{seen:?}");
         assert!(seen[5].starts_with("compress: 2/2"), "{seen:?}");
+    }
+
+    #[test]
+    fn steps_of_an_earlier_run_tell_nothing_of_the_pace() {
+        let seen = lines(Duration::ZERO, |progress| {
+            progress.begin("training", 1_000_001);
+            progress.skip(1_000_000);
+            std::thread::sleep(Duration::from_millis(20));
+            progress.status("loss 2");
+            progress.advance(1);
+        });
+        assert_eq!(seen[1], "training: 1000001/1000001, loss 2, about 0 seconds left");
+        let mut unit = Unit {
+            what: String::new(),
+            status: String::new(),
+            done: 900,
+            skipped: 899,
+            total: 1000,
+            begun: Instant::now(),
+            printed: None,
+        };
+        unit.begun -= Duration::from_secs(6);
+        assert_eq!(unit.left(), ", about 10 minutes left");
     }
 
     #[test]

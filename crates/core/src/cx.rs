@@ -18,6 +18,10 @@ pub trait Progress: Send + Sync {
     fn advance(&self, steps: u64) {
         let _ = steps;
     }
+    /// `steps` of the current unit were done in an earlier run: they count, and tell nothing of the pace.
+    fn skip(&self, steps: u64) {
+        self.advance(steps);
+    }
     /// How the current unit fares, in a few words beside its count: a rate, a loss.
     fn status(&self, message: &str) {
         let _ = message;

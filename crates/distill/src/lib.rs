@@ -8,13 +8,14 @@
 //! | [`head`] | output matrix and loss in chunks |
 //! | [`on_policy`] | texts that the student writes itself: GKD, MiniLLM |
 //! | [`store`] | what a teacher said, kept in a file |
-//! | [`adamw`], [`schedule`] | the optimiser and its rates |
+//! | [`adamw`], [`muon`], [`schedule`] | the optimisers and their rates |
 
 pub mod adamw;
 pub mod batch;
 mod error;
 pub mod head;
 pub mod loss;
+pub mod muon;
 pub mod on_policy;
 pub mod schedule;
 pub mod store;
@@ -24,6 +25,7 @@ pub use adamw::AdamW;
 pub use batch::{Batches, Known, Row, Sampled, TextBatches, TokenWindows};
 pub use error::{DistillError, Result};
 pub use loss::{DistillLoss, Logits};
+pub use muon::Muon;
 pub use on_policy::{MiniLlm, OnPolicy, Sampling};
 pub use schedule::{Decay, Schedule};
 pub use trainer::{Snapshot, StepReport, TrainOptions, Trainer};

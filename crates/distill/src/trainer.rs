@@ -12,6 +12,7 @@ use crate::batch::{Known, Row};
 use crate::error::{DistillError, Result};
 use crate::head::{Scored, TeacherStates, chunk_rows, fused_head, head_loss};
 use crate::loss::DistillLoss;
+use crate::muon::Muon;
 use crate::schedule::Schedule;
 
 /// How a step is taken.
@@ -23,6 +24,9 @@ pub struct TrainOptions {
     /// The optimiser.
     #[serde(default)]
     pub adamw: AdamW,
+    /// Moves the hidden matrices in place of AdamW.
+    #[serde(default)]
+    pub muon: Option<Muon>,
     /// The largest norm of all gradients together; longer ones are scaled down to it.
     #[serde(default)]
     pub clip: Option<f64>,
@@ -89,6 +93,7 @@ macro_rules! each_rank {
 enum Means {
     Vector(Moments<1>),
     Matrix(Moments<2>),
+    Momentum(Tensor<2>),
 }
 
 /// A trained weight, without autodiff, and its optimiser's state.
@@ -98,6 +103,8 @@ struct Slot {
     means: Option<Means>,
     /// 1 where the weight may change, 0 where it stays zero.
     mask: Option<Tensor<2>>,
+    /// A matrix between hidden states, not one that embeds or predicts tokens.
+    hidden: bool,
 }
 
 /// A model of its own and a pool of one thread, in which all its operations run.
@@ -144,6 +151,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         if loss.needs_teacher() && teacher.is_none() {
             return Err(DistillError::NoTeacher(loss.name()));
         }
+        let output = model.output_parameter().to_string();
         let all = model.parameters_mut().into_iter();
         let slots: Vec<Slot> = all
             .filter(|(name, _)| trainable(name))
@@ -152,7 +160,8 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                     ParameterMut::Vector(x) => Values::Vector(x.clone().inner()),
                     ParameterMut::Matrix(x) => Values::Matrix(x.clone().inner()),
                 };
-                Slot { name, value, means: None, mask: None }
+                let hidden = matches!(value, Values::Matrix(_)) && name != output && !name.contains("embed");
+                Slot { name, value, means: None, mask: None, hidden }
             })
             .collect();
         if slots.is_empty() {
@@ -389,11 +398,11 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             _ => 1.0,
         };
         let rate = self.options.schedule.rate(step);
-        let adamw = self.options.adamw;
+        let (adamw, muon) = (self.options.adamw, self.options.muon);
         self.slots.par_iter_mut().zip(gradients).try_for_each(|(slot, gradient)| {
             let Some(gradient) = gradient else { return Ok(()) };
             let gradient = if factor == 1.0 { gradient } else { each_rank!(gradient, x => x.mul_scalar(factor)) };
-            slot.advance(gradient, &adamw, rate, step + 1)
+            slot.advance(gradient, &adamw, muon.as_ref(), rate, step + 1)
         })?;
         self.step += 1;
         self.tokens += tokens;
@@ -419,11 +428,14 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             tensors.push(saved(format!("weight.{}", slot.name), slot.value.clone())?);
             if let Some(means) = &slot.means {
                 let (first, second) = match means.clone() {
-                    Means::Vector(m) => (Values::Vector(m.first), Values::Vector(m.second)),
-                    Means::Matrix(m) => (Values::Matrix(m.first), Values::Matrix(m.second)),
+                    Means::Vector(m) => (Values::Vector(m.first), Some(Values::Vector(m.second))),
+                    Means::Matrix(m) => (Values::Matrix(m.first), Some(Values::Matrix(m.second))),
+                    Means::Momentum(sum) => (Values::Matrix(sum), None),
                 };
                 tensors.push(saved(format!("first.{}", slot.name), first)?);
-                tensors.push(saved(format!("second.{}", slot.name), second)?);
+                if let Some(second) = second {
+                    tensors.push(saved(format!("second.{}", slot.name), second)?);
+                }
             }
         }
         Ok(Snapshot { tensors, place: Place { step: self.step, tokens: self.tokens, mean_loss: self.mean_loss } })
@@ -459,6 +471,9 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                 (Some(Values::Matrix(first)), Some(Values::Matrix(second))) => {
                     Some(Means::Matrix(Moments { first, second }))
                 }
+                (Some(Values::Matrix(sum)), None) if self.options.muon.is_some() && slot.hidden => {
+                    Some(Means::Momentum(sum))
+                }
                 (None, None) => None,
                 _ => return Err(DistillError::State(format!("`{}` has half of its optimiser state", slot.name))),
             };
@@ -478,7 +493,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
 }
 
 impl Slot {
-    fn advance(&mut self, gradient: Values, adamw: &AdamW, rate: f64, step: u64) -> Result<()> {
+    fn advance(&mut self, gradient: Values, adamw: &AdamW, muon: Option<&Muon>, rate: f64, step: u64) -> Result<()> {
         (self.value, self.means) = match (self.value.clone(), gradient, self.means.take()) {
             (Values::Vector(x), Values::Vector(g), means) => {
                 let means = if let Some(Means::Vector(means)) = means { Some(means) } else { None };
@@ -486,14 +501,22 @@ impl Slot {
                 (Values::Vector(x), Some(Means::Vector(means)))
             }
             (Values::Matrix(x), Values::Matrix(g), means) => {
-                let means = if let Some(Means::Matrix(means)) = means { Some(means) } else { None };
                 // Without a gradient the means of a pruned weight stay zero, and so does the weight.
-                let g = match &self.mask {
-                    Some(mask) => g * mask.clone(),
-                    None => g,
+                let masked = |x: Tensor<2>| match &self.mask {
+                    Some(mask) => x * mask.clone(),
+                    None => x,
                 };
-                let (x, means) = adamw.step(x, g, means, rate, step);
-                (Values::Matrix(x), Some(Means::Matrix(means)))
+                let g = masked(g);
+                if let Some(muon) = muon.filter(|_| self.hidden) {
+                    let momentum = if let Some(Means::Momentum(sum)) = means { Some(sum) } else { None };
+                    // Its step mixes entries, so the mask is asked for again.
+                    let (x, sum) = muon.step(x, g, momentum, rate);
+                    (Values::Matrix(masked(x)), Some(Means::Momentum(sum)))
+                } else {
+                    let means = if let Some(Means::Matrix(means)) = means { Some(means) } else { None };
+                    let (x, means) = adamw.step(x, g, means, rate, step);
+                    (Values::Matrix(x), Some(Means::Matrix(means)))
+                }
             }
             (_, _, means) => {
                 self.means = means;

@@ -35,6 +35,15 @@ impl DenseKv {
         self.layers.iter().flatten().map(|layer| bytes(&layer.keys) + bytes(&layer.values)).sum()
     }
 
+    /// Bytes of the keys and values of so many positions, which a new token reads.
+    pub fn bytes_of(&self, positions: usize) -> usize {
+        let of = |t: &Tensor<4>| {
+            let [batch, heads, _, width] = t.dims();
+            batch * heads * positions * width * 4
+        };
+        self.layers.iter().flatten().map(|layer| of(&layer.keys) + of(&layer.values)).sum()
+    }
+
     fn layer(&mut self, layer: usize) -> Result<&mut Option<Layer>> {
         let count = self.layers.len();
         self.layers.get_mut(layer).ok_or_else(|| Error::Invalid(format!("layer {layer} of a store of {count} layers")))

@@ -16,9 +16,95 @@ pub(crate) struct Bench {
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
+    Decode(BenchDecode),
+    Prefill(BenchPrefill),
+    Load(BenchLoad),
+    Matmul(BenchMatmul),
     Index(BenchIndex),
     Draft(BenchDraft),
     Specdec(BenchSpecdec),
+}
+
+/// The model that is measured: random weights, written once and kept.
+#[derive(Debug, Args)]
+pub(crate) struct Subject {
+    /// Which model's shape.
+    #[arg(long, value_enum, default_value_t = Shape::Llama1b)]
+    pub(crate) shape: Shape,
+    #[command(flatten)]
+    pub(crate) weights: RandomWeights,
+    /// How packed weights meet their inputs.
+    #[arg(long, value_enum, default_value_t = Inputs::Int8)]
+    pub(crate) inputs: Inputs,
+    /// Folder of the random checkpoints (default: target/bench).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// Measurements, after one to warm up.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub(crate) repeats: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Another program, measured in the same run.
+#[derive(Debug, Args)]
+pub(crate) struct Peer {
+    /// Measure this one too, and give the ratio: `llama.cpp` (formats q4 and q8), as benches/peers/llamacpp_speed.py does.
+    #[arg(long, value_name = "NAME", value_parser = ["llama.cpp"])]
+    pub(crate) peer: Option<String>,
+    /// The Python that has the peer installed.
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    pub(crate) python: PathBuf,
+}
+
+/// Tokens per second, one after the other.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench decode --format q4
+  cargo xtask bench decode --format q4 --context 4096 --threads 1 --json
+  cargo xtask bench decode --format q4 --peer llama.cpp --python ~/peers/bin/python")]
+pub(crate) struct BenchDecode {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// Tokens that are read before the first is written.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one)]
+    pub(crate) context: usize,
+    /// Tokens of a measurement.
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = at_least_one)]
+    pub(crate) new: usize,
+    #[command(flatten)]
+    pub(crate) peer: Peer,
+}
+
+/// Tokens per second of reading a prompt.
+#[derive(Debug, Args)]
+pub(crate) struct BenchPrefill {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// Tokens of the prompt.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_two)]
+    pub(crate) tokens: usize,
+    #[command(flatten)]
+    pub(crate) peer: Peer,
+}
+
+/// Seconds from files to the first token.
+#[derive(Debug, Args)]
+pub(crate) struct BenchLoad {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+}
+
+/// Rates of every projection of a block by itself.
+#[derive(Debug, Args)]
+pub(crate) struct BenchMatmul {
+    #[command(flatten)]
+    pub(crate) subject: Subject,
+    /// Rows of inputs; may be given several times.
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 8, 512], value_parser = at_least_one)]
+    pub(crate) rows: Vec<usize>,
 }
 
 /// The corpus index and the structures of drafting: build rate, latency of queries.

@@ -10,7 +10,7 @@ use kindling_distill::loss::CrossEntropy;
 use kindling_distill::{Batches, Known, Row, Schedule, TokenWindows, TrainOptions, Trainer};
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
-use kindling_model::random::random_checkpoint;
+use kindling_model::random::{RandomFormat, random_checkpoint};
 use kindling_model::tasks::{Task, generate_example, vocabulary, write_tokenizer};
 use kindling_model::tokenizer::{Tokenizer, train_byte_level_bpe};
 use kindling_model::{Decoder, ModelFiles};
@@ -135,6 +135,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     let options = TrainOptions {
         schedule,
         adamw: config.train.adamw,
+        muon: config.train.muon,
         clip: config.train.clip,
         micro_rows: config.train.micro_rows,
         workers: rayon::current_num_threads(),
@@ -291,7 +292,7 @@ fn initial(
     if !dir.join("config.json").exists() {
         let (begin, end) = (tokenizer.bos_id().unwrap_or(0), tokenizer.eos_ids().first().copied().unwrap_or(1));
         let model = config.model_json(begin, end);
-        random_checkpoint(&model, DType::F32, &dir, u64::MAX, cx)?;
+        random_checkpoint(&model, DType::F32, RandomFormat::DENSE, &dir, u64::MAX, cx)?;
     }
     Ok(Decoder::load_dense(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use kindling_distill::{AdamW, Decay};
+use kindling_distill::{AdamW, Decay, Muon};
 use kindling_model::tasks::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -64,6 +64,9 @@ pub(crate) struct TrainPart {
     pub last: f64,
     #[serde(default)]
     pub adamw: AdamW,
+    /// Moves the hidden matrices in place of AdamW.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<Muon>,
     #[serde(default)]
     pub clip: Option<f64>,
     /// Rows that run through the model at a time.

@@ -74,7 +74,7 @@ pub(crate) fn run<M: LanguageModel + Clone>(
     // A group is lost as a whole, so each ends with a checkpoint.
     let checkpoint_every = if plan.group > 1 { plan.group } else { plan.checkpoint_every };
     cx.progress().begin("training steps", plan.steps);
-    cx.progress().advance(trainer.steps_done());
+    cx.progress().skip(trainer.steps_done());
     while trainer.steps_done() < plan.steps {
         let between_groups = trainer.steps_done().is_multiple_of(plan.group.max(1));
         if cx.check().is_err() {

@@ -83,6 +83,7 @@ fn options() -> TrainOptions {
     TrainOptions {
         schedule: Schedule { peak: 0.02, warmup: 3, decay: Decay::Cosine, last: 0.1, steps: 40 },
         adamw: AdamW::default(),
+        muon: None,
         clip: Some(1.0),
         micro_rows: 0,
         workers: 1,
@@ -121,15 +122,18 @@ fn it_learns() {
 
 #[test]
 fn a_run_taken_up_anywhere_is_the_run() {
-    let mut whole = trainer(options());
-    let expected = losses(&mut whole, 0..12);
-    for cut in [1, 5, 11] {
-        let mut first = trainer(options());
-        losses(&mut first, 0..cut);
-        let mut second = trainer(options());
-        second.restore(first.snapshot().unwrap()).unwrap();
-        assert_eq!(losses(&mut second, cut..12), expected[cut as usize..]);
-        assert_eq!(second.snapshot().unwrap(), whole.snapshot().unwrap());
+    for muon in [None, Some(Muon::default())] {
+        let options = || TrainOptions { muon, ..options() };
+        let mut whole = trainer(options());
+        let expected = losses(&mut whole, 0..12);
+        for cut in [1, 5, 11] {
+            let mut first = trainer(options());
+            losses(&mut first, 0..cut);
+            let mut second = trainer(options());
+            second.restore(first.snapshot().unwrap()).unwrap();
+            assert_eq!(losses(&mut second, cut..12), expected[cut as usize..]);
+            assert_eq!(second.snapshot().unwrap(), whole.snapshot().unwrap());
+        }
     }
 }
 
@@ -142,6 +146,24 @@ fn a_state_of_another_model_is_refused() {
     let mut snapshot = trainer.snapshot().unwrap();
     snapshot.tensors[0].shape = vec![HIDDEN, VOCABULARY];
     assert!(trainer.restore(snapshot).unwrap_err().to_string().contains("expected [11, 6]"));
+}
+
+#[test]
+fn muon_moves_hidden_matrices_only_and_keeps_zeros() {
+    let mut model = Toy::new(Device::default().autodiff());
+    let hole = Tensor::<2>::eye(HIDDEN, &model.device).equal_scalar(0.0).float();
+    model.weights[0] = model.weights[0].clone() * hole;
+    let options = TrainOptions { muon: Some(Muon::default()), ..options() };
+    let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).unwrap();
+    trainer.keep_zeros().unwrap();
+    let seen = losses(&mut trainer, 0..40);
+    assert!(seen[39] < 0.9 * seen[0], "from {} to {}", seen[0], seen[39]);
+    let snapshot = trainer.snapshot().unwrap();
+    let names: Vec<&str> = snapshot.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert!(names.contains(&"second.embedding") && names.contains(&"second.b1") && names.contains(&"first.w1"));
+    assert!(!names.contains(&"second.w0") && !names.contains(&"second.w1"));
+    let w0 = snapshot.tensors.iter().find(|tensor| tensor.name == "weight.w0").unwrap();
+    assert!((0..HIDDEN).all(|i| w0.values[i * HIDDEN + i] == 0.0) && w0.values[1] != 0.0);
 }
 
 #[test]

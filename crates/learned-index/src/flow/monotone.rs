@@ -136,7 +136,10 @@ mod tests {
                 let mut z: Vec<F64> = keys.iter().map(|&key| F64::new(flow.transform(key)).unwrap()).collect();
                 z.sort_unstable();
                 let found = Conflicts::of(&z, 1.5).tail;
-                assert!(found.abs_diff(*tail) <= 1 + tail / 25, "{name}, {steps} steps: {found}, published {tail}");
+                // Sums of tanh in another order move a key across an edge here and there, and more of them where keys
+                // lie in the last bits of a step: 36 for osm with 64 steps.
+                let room = if (name, steps) == ("osm", 64) { 2 } else { 1 + tail / 50 };
+                assert!(found.abs_diff(*tail) <= room, "{name}, {steps} steps: {found}, published {tail}");
             }
         }
     }

@@ -1,7 +1,8 @@
 //! One quantised matrix to its tensors on disk and back.
 
-use kindling_core::pack::{code_at, pack_into, unpack_rows, words_for};
+use kindling_core::pack::{code_at, pack_into, words_for};
 use kindling_core::{Granularity, Quantized, ScaleType};
+use kindling_tensor_backend::formats::{Packed, Scales};
 
 use super::{ActOrder, CompressedTensorsError, Scheme};
 use crate::checkpoint::{Checkpoint, DType, OutTensor, TensorView, decode_i32, decode_i64, decode_u32, encode_f32};
@@ -64,10 +65,23 @@ pub fn encode(module: &str, quantized: &Quantized) -> Vec<OutTensor<'static>> {
 /// Reads the matrix of `module` back.
 ///
 /// # Errors
-/// A tensor is missing, has another type or shape than `scheme` asks for, or holds impossible values.
+/// As [`decode_packed`].
 pub fn decode(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<Quantized> {
+    let packed = decode_packed(checkpoint, module, scheme)?;
+    packed.to_quantized().map_err(|error| broken(module, error.to_string()))
+}
+
+fn broken(module: &str, reason: String) -> CompressedTensorsError {
+    CompressedTensorsError::Module { module: module.to_owned(), reason }
+}
+
+/// Reads the matrix of `module` back, its codes as they are packed.
+///
+/// # Errors
+/// A tensor is missing, has another type or shape than `scheme` asks for, or holds impossible values.
+pub fn decode_packed(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<Packed> {
     let tensor = |name: &str| checkpoint.tensor(&format!("{module}.{name}"));
-    let broken = |reason: String| CompressedTensorsError::Module { module: module.to_owned(), reason };
+    let broken = |reason: String| broken(module, reason);
     let absent = |name: &str, why: &str| {
         let there = checkpoint.contains(&format!("{module}.{name}"));
         if there { Err(broken(format!("has `{name}`, but its scheme {why}"))) } else { Ok(()) }
@@ -89,7 +103,6 @@ pub fn decode(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<
         return Err(packed.info.wrong_shape(format!("the words of {rows}×{cols} {bits}-bit codes")).into());
     };
     let words = decode_u32(expect(packed, &[DType::I32], &[rows, per_row])?);
-    let codes = unpack_rows(&words, rows, cols, bits).map_err(|error| broken(error.to_string()))?;
 
     let groups = granularity.groups(cols);
     let scale = tensor("weight_scale")?;
@@ -130,9 +143,11 @@ pub fn decode(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<
         absent("weight_g_idx", "has no activation order by groups")?;
         None
     };
-    let quantized = Quantized { rows, cols, bits, granularity, scale_type, codes, scales, zeros, group_index };
-    quantized.validate().map_err(|error| broken(error.to_string()))?;
-    Ok(quantized)
+    let Some(scales) = Scales::new(&scales, scale_type) else {
+        return Err(broken("`weight_scale` holds values that its own type does not".into()));
+    };
+    Packed::from_words([rows, cols], bits, granularity, words, scales, zeros, group_index)
+        .map_err(|error| broken(error.to_string()))
 }
 
 /// The two positive numbers of `weight_shape`.

@@ -1,7 +1,7 @@
 //! One decoder block.
 
 use burn::tensor::{Device, Tensor};
-use kindling_tensor_backend::formats::{Bitmask, Sparse, Weight};
+use kindling_tensor_backend::formats::{Bitmask, Half, Sparse, Weight};
 
 use super::attention::Attention;
 use super::experts::Experts;
@@ -64,21 +64,25 @@ impl DecoderBlock {
         list
     }
 
-    /// Holds pruned dense weights in a sparse format: N:M where they obey a pattern, else a bitmask where that is smaller.
+    /// Holds pruned dense weights in a sparse format: N:M where they obey a pattern, else a bitmask where that is smaller;
+    /// other dense weights in 16 bits where those hold them.
     ///
     /// The values stay the same.
     pub(super) fn repack(&mut self, device: &Device) -> Result<()> {
         for projection in self.projections_mut() {
-            if !matches!(projection.weight, Weight::Dense(_)) {
-                continue;
-            }
+            let Weight::Dense(dense) = &projection.weight else { continue };
             let values = projection.weight.to_dense(device)?.into_data().convert::<f32>().try_to_vec::<f32>();
             let values = values.map_err(|error| ModelError::Input(format!("{}: {error:?}", projection.shape.name)))?;
             let zeros = values.iter().filter(|&&w| w == 0.0).count();
+            let (rows, cols) = (projection.shape.rows, projection.shape.cols);
             if (zeros as f64) < PRUNED * values.len() as f64 {
+                if dense.takes_half()
+                    && let Some(half) = Half::exactly(&values, rows, cols)
+                {
+                    projection.weight = Weight::Half(half);
+                }
                 continue;
             }
-            let (rows, cols) = (projection.shape.rows, projection.shape.cols);
             projection.weight = match Sparse::detect(rows, cols, &values) {
                 Some((pattern, axis)) => Weight::Sparse(Sparse::from_host(rows, cols, &values, pattern, axis)?),
                 None => Weight::Bitmask(Bitmask::from_host(rows, cols, &values)?),

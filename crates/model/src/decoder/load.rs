@@ -1,21 +1,19 @@
 //! From files to blocks: which tensors a block reads and how their formats become weights.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use kindling_core::{OutputHead, ParameterMut};
+use kindling_core::OutputHead;
 use kindling_tensor_backend::formats::{Dense, Packed, Weight};
-use kindling_tensor_backend::kernels::HalfRows;
-use kindling_tensor_backend::ops::half_product;
 
 use super::attention::{Attention, Inputs, LatentQuery};
 use super::block::{DecoderBlock, Mlp};
+use super::ends::{Ends, Head, OutputMatrix, scaled};
 use super::experts::Experts;
 use super::mlp::{GateUp, GatedMlp};
-use super::{Projection, RmsNorm, ids_tensor};
+use super::{Projection, RmsNorm};
 use crate::checkpoint::{Checkpoint, DType};
-use crate::compressed_tensors::{QuantizationConfig, decode};
+use crate::compressed_tensors::{QuantizationConfig, Scheme, decode_packed};
 use crate::config::{self, AttentionSpec, ExpertGating, MlpSpec, QkNorm, Spec};
 use crate::error::{ModelError, Result};
 use crate::layers::{
@@ -101,7 +99,7 @@ impl ModelFiles {
         let spec = &self.spec;
         check(EMBEDDING, &[spec.vocab_size, spec.hidden_size])?;
         check(FINAL_NORM, &[spec.hidden_size])?;
-        if !spec.tied {
+        if !spec.tied && self.scheme(HEAD.trim_end_matches(".weight")).is_none() {
             check(HEAD, &[spec.vocab_size, spec.hidden_size])?;
         }
         for i in 0..spec.blocks.len() {
@@ -133,18 +131,7 @@ impl ModelFiles {
         let module = format!("{prefix}{}", wanted.shape.name);
         let (rows, cols) = (wanted.shape.rows, wanted.shape.cols);
         let weight = match self.scheme(&module) {
-            Some(scheme) => {
-                let quantized = decode(&self.checkpoint, &module, &scheme)?;
-                if (quantized.rows, quantized.cols) != (rows, cols) {
-                    return Err(ModelError::Shape {
-                        dir: self.dir(),
-                        tensor: format!("{module}.weight_packed"),
-                        expected: vec![rows, cols],
-                        found: vec![quantized.rows, quantized.cols],
-                    });
-                }
-                Weight::Packed(Packed::from_quantized(&quantized)?)
-            }
+            Some(scheme) => Weight::Packed(self.packed(&module, &scheme, rows, cols)?),
             None => Weight::Dense(Dense::from_host(
                 rows,
                 cols,
@@ -239,25 +226,49 @@ impl ModelFiles {
 
     /// Loads embedding, last norm and head.
     pub fn ends(&self, device: &Device) -> Result<Ends> {
-        let shape = [self.spec.vocab_size, self.spec.hidden_size];
-        let matrix = |name: &str| -> Result<Tensor<2>> {
-            Ok(Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device))
-        };
-        Ok(Ends {
-            embedding: matrix(EMBEDDING)?,
-            norm: self.last_norm(device)?,
-            matrix: if self.spec.tied { None } else { Some(matrix(HEAD)?) },
-            half: None,
-            softcap: self.spec.logit_softcap,
-        })
+        let (norm, softcap) = (self.last_norm(device)?, self.spec.logit_softcap);
+        let output = if self.spec.tied { None } else { Some(self.output_matrix(device)?) };
+        Ok(Ends::new(self.end_matrix(EMBEDDING, device)?, norm, output, softcap))
     }
 
     /// Loads the last norm and the head, without the embedding where that is another matrix.
     pub fn head(&self, device: &Device) -> Result<Head> {
-        let name = if self.spec.tied { EMBEDDING } else { HEAD };
+        let matrix = if self.spec.tied {
+            self.end_matrix(EMBEDDING, device)?
+        } else {
+            self.output_matrix(device)?.to_dense(device)
+        };
+        Ok(Head::new(self.last_norm(device)?, OutputHead { matrix, softcap: self.spec.logit_softcap }))
+    }
+
+    fn end_matrix(&self, name: &str, device: &Device) -> Result<Tensor<2>> {
         let shape = [self.spec.vocab_size, self.spec.hidden_size];
-        let matrix = Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device);
-        Ok(Head { norm: self.last_norm(device)?, output: OutputHead { matrix, softcap: self.spec.logit_softcap } })
+        Ok(Tensor::from_data(TensorData::new(self.checkpoint.tensor_f32(name)?, shape), device))
+    }
+
+    /// The output matrix where it is not the embedding: as dense as the embedding, or packed like any projection.
+    fn output_matrix(&self, device: &Device) -> Result<OutputMatrix> {
+        let module = HEAD.trim_end_matches(".weight");
+        Ok(match self.scheme(module) {
+            Some(scheme) => {
+                OutputMatrix::Packed(self.packed(module, &scheme, self.spec.vocab_size, self.spec.hidden_size)?)
+            }
+            None => OutputMatrix::Full(self.end_matrix(HEAD, device)?),
+        })
+    }
+
+    /// The packed weight of a module, which must have this shape.
+    fn packed(&self, module: &str, scheme: &Scheme, rows: usize, cols: usize) -> Result<Packed> {
+        let packed = decode_packed(&self.checkpoint, module, scheme)?;
+        if packed.shape() != [rows, cols] {
+            return Err(ModelError::Shape {
+                dir: self.dir(),
+                tensor: format!("{module}.weight_packed"),
+                expected: vec![rows, cols],
+                found: packed.shape().to_vec(),
+            });
+        }
+        Ok(packed)
     }
 
     fn last_norm(&self, device: &Device) -> Result<RmsNorm> {
@@ -273,119 +284,5 @@ impl ModelFiles {
         }
         let x = Tensor::from_data(TensorData::new(values, [ids.len(), tokens, self.spec.hidden_size]), device);
         Ok(scaled(x, &self.spec))
-    }
-}
-
-fn scaled(x: Tensor<3>, spec: &Spec) -> Tensor<3> {
-    match spec.embedding_scale {
-        Some(scale) => x.mul_scalar(scale),
-        None => x,
-    }
-}
-
-/// Embedding and head.
-#[derive(Debug, Clone)]
-pub struct Ends {
-    embedding: Tensor<2>,
-    norm: RmsNorm,
-    /// The output matrix where it is not the embedding.
-    matrix: Option<Tensor<2>>,
-    /// The output matrix in half the bytes, where it has no more digits.
-    half: Option<Arc<HalfRows>>,
-    softcap: Option<f64>,
-}
-
-/// Up to so many rows reading the output matrix takes longer than multiplying it. A row gives the same in any number of them.
-const FEW_ROWS: usize = 32;
-
-impl Ends {
-    /// Holds the output matrix in bf16 too if that loses nothing.
-    pub(super) fn prepare(&mut self) -> Result<()> {
-        let matrix = self.matrix.as_ref().unwrap_or(&self.embedding);
-        let [rows, cols] = matrix.dims();
-        let values = matrix.clone().into_data().convert::<f32>().try_to_vec::<f32>();
-        let values = values.map_err(|error| ModelError::Input(format!("output matrix: {error:?}")))?;
-        self.half = HalfRows::exactly(&values, rows, cols).map(Arc::new);
-        Ok(())
-    }
-
-    /// Logits of normed states, `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
-    pub(super) fn logits(&self, normed: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, hidden] = normed.dims();
-        if let Some(half) = &self.half
-            && batch * tokens <= FEW_ROWS
-            && let Some(logits) = half_product(&normed.clone().reshape([batch * tokens, hidden]), half)
-        {
-            let logits = match self.softcap {
-                Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-                None => logits,
-            };
-            let [_, vocabulary] = logits.dims();
-            return logits.reshape([batch, tokens, vocabulary]);
-        }
-        self.head().logits(normed)
-    }
-
-    pub(super) fn embed(&self, ids: &[Vec<u32>], spec: &Spec, device: &Device) -> Result<Tensor<3>> {
-        let [rows, tokens] = [ids.len(), ids.first().map_or(0, Vec::len)];
-        let index = ids_tensor(ids, device).reshape([rows * tokens]);
-        let x = self.embedding.clone().select(0, index).reshape([rows, tokens, spec.hidden_size]);
-        Ok(scaled(x, spec))
-    }
-
-    /// Last norm and output matrix.
-    pub fn head(&self) -> Head {
-        let matrix = self.matrix.as_ref().unwrap_or(&self.embedding).clone();
-        Head { norm: self.norm.clone(), output: OutputHead { matrix, softcap: self.softcap } }
-    }
-
-    pub(super) fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
-        // It would not follow a change.
-        self.half = None;
-        let mut list = vec![
-            (EMBEDDING.to_string(), ParameterMut::Matrix(&mut self.embedding)),
-            (FINAL_NORM.to_string(), ParameterMut::Vector(self.norm.gain_mut())),
-        ];
-        list.extend(self.matrix.as_mut().map(|matrix| (HEAD.to_string(), ParameterMut::Matrix(matrix))));
-        list
-    }
-
-    /// Bytes in memory; a matrix that is both embedding and head counts once.
-    pub fn bytes(&self) -> usize {
-        let matrices = if self.matrix.is_some() { 2 } else { 1 };
-        let half = self.half.as_ref().map_or(0, |half| half.bytes());
-        matrices * self.embedding.dims().iter().product::<usize>() * 4 + self.norm.bytes() + half
-    }
-}
-
-/// Last norm and output matrix.
-#[derive(Debug, Clone)]
-pub struct Head {
-    norm: RmsNorm,
-    output: OutputHead,
-}
-
-impl Head {
-    /// The norm before the output matrix.
-    pub fn norm(&self, x: Tensor<3>) -> Tensor<3> {
-        self.norm.forward(x)
-    }
-
-    /// The output matrix.
-    pub fn output(&self) -> &OutputHead {
-        &self.output
-    }
-
-    /// Logits of normed states: `[batch, tokens, hidden]` → `[batch, tokens, vocabulary]`.
-    pub fn logits(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, tokens, hidden] = x.dims();
-        let x = x.reshape([batch * tokens, hidden]);
-        let logits = kindling_tensor_backend::ops::product(x, self.output.matrix.clone().transpose());
-        let logits = match self.output.softcap {
-            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
-            None => logits,
-        };
-        let [_, vocabulary] = logits.dims();
-        logits.reshape([batch, tokens, vocabulary])
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod block;
+mod ends;
 mod experts;
 mod load;
 mod mlp;
@@ -20,7 +21,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use kindling_core::{KvStore, Tap};
 
 pub use block::DecoderBlock;
-pub use load::{Ends, Head, ModelFiles};
+pub use ends::{Ends, Head};
+pub use load::ModelFiles;
 pub use norm::RmsNorm;
 pub use projection::Projection;
 pub use rotary::Rotary;
@@ -187,8 +189,7 @@ impl Decoder {
             let rows: Vec<i32> = wanted.iter().map(|&row| row as i32).collect();
             x = x.select(1, Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &self.device));
         }
-        let head = self.ends.head();
-        Ok(head.logits(head.norm(x)).squeeze_dim(0))
+        Ok(self.ends.logits(self.ends.norm(x))?.squeeze_dim(0))
     }
 
     /// As [`Decoder::forward`] over a fresh store, with the input of every block and the normed output of the last:
@@ -223,11 +224,11 @@ impl Decoder {
         if wanted == Wanted::LastLogits {
             x = x.slice(s![.., tokens - 1..tokens, ..]);
         }
-        let x = self.ends.head().norm(x);
+        let x = self.ends.norm(x);
         if let Some(hidden) = hidden {
             hidden.push(x.clone());
         }
-        Ok(self.ends.logits(x))
+        self.ends.logits(x)
     }
 }
 

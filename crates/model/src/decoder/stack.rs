@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use kindling_core::{LayerShape, Role};
-use kindling_tensor_backend::formats::{Tiled, Weight};
+use kindling_tensor_backend::formats::{Half, Tiled, Weight};
 use kindling_tensor_backend::kernels::Arithmetic;
 
 use super::attention::Inputs;
@@ -14,6 +14,7 @@ impl Decoder {
     /// Chooses how packed weights meet their inputs: rounded to 8 bits, as fast as the memory gives the weights, or in f32
     /// (the choice of a loaded model).
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        self.ends.set_arithmetic(arithmetic);
         for projection in self.blocks.iter_mut().flat_map(DecoderBlock::projections_mut) {
             let chosen = |weight: &Weight| match weight {
                 Weight::Tiled(tiled) => Some(Weight::Tiled(tiled.clone().with_arithmetic(arithmetic))),
@@ -68,8 +69,13 @@ impl DecoderBlock {
 /// One projection with the outputs of all parts in turn.
 fn stacked(parts: &[&Projection], name: &str, role: Role) -> Option<Projection> {
     let tiled = |part: &&Projection| if let Weight::Tiled(tiled) = &part.weight { Some(tiled.clone()) } else { None };
-    let weights: Vec<Tiled> = parts.iter().map(tiled).collect::<Option<_>>()?;
-    let weight = Tiled::stacked(&weights.iter().collect::<Vec<_>>())?;
+    let half = |part: &&Projection| if let Weight::Half(half) = &part.weight { Some(half.clone()) } else { None };
+    let weight = if let Some(weights) = parts.iter().map(tiled).collect::<Option<Vec<Tiled>>>() {
+        Weight::Tiled(Tiled::stacked(&weights.iter().collect::<Vec<_>>())?)
+    } else {
+        let weights: Vec<Half> = parts.iter().map(half).collect::<Option<_>>()?;
+        Weight::Half(Half::stacked(&weights.iter().collect::<Vec<_>>())?)
+    };
     let biases: Vec<Tensor<1>> = parts.iter().filter_map(|part| part.bias.clone()).collect();
     let bias = match biases.len() {
         0 => None,
@@ -79,5 +85,5 @@ fn stacked(parts: &[&Projection], name: &str, role: Role) -> Option<Projection> 
     let [rows, cols] = weight.shape();
     let site = parts[0].shape.site.clone();
     let shape = LayerShape { name: name.into(), role, unit: 0, site, rows, cols };
-    Some(Projection { shape, weight: Weight::Tiled(weight), bias })
+    Some(Projection { shape, weight, bias })
 }

@@ -42,7 +42,7 @@ impl LanguageModel for Decoder {
     }
 
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
-        self.ends.head().norm(x)
+        self.ends.norm(x)
     }
 
     fn output(&self) -> OutputHead {

@@ -3,9 +3,10 @@
 //! Source: "Prompt Lookup Decoding", Apoorv Saxena, 2023. Takes the first match with a whole continuation, as the
 //! original does. A scan of the text per n-gram length: `O(3 T)` comparisons a round.
 
-use kindling_core::draft::Room;
-use kindling_core::{Draft, Drafter, DrafterEntry, Result};
+use kindling_core::DrafterEntry;
 use serde::{Deserialize, Serialize};
+
+use super::copying::{Copies, Copying};
 
 /// The list entry.
 pub const ENTRY: DrafterEntry = DrafterEntry {
@@ -45,34 +46,11 @@ pub fn lookup<'a>(text: &'a [u32], config: &LookupConfig) -> &'a [u32] {
 }
 
 /// The drafter.
-#[derive(Debug, Clone, Default)]
-pub struct Lookup {
-    config: LookupConfig,
-    text: Vec<u32>,
-}
+pub type Lookup = Copying<LookupConfig>;
 
-impl Lookup {
-    /// A drafter of these settings.
-    pub fn new(config: LookupConfig) -> Self {
-        Self { config, text: Vec::new() }
-    }
-}
-
-impl Drafter for Lookup {
-    fn begin(&mut self, prompt: &[u32]) -> Result<()> {
-        self.text = prompt.to_vec();
-        Ok(())
-    }
-
-    fn propose(&mut self, room: &Room, draft: &mut Draft) -> Result<()> {
-        let found = lookup(&self.text, &self.config);
-        *draft = Draft::chain(found.iter().take(room.depth.min(room.nodes)).map(|&token| (token, 0.5)))?;
-        Ok(())
-    }
-
-    fn commit(&mut self, tokens: &[u32]) -> Result<()> {
-        self.text.extend_from_slice(tokens);
-        Ok(())
+impl Copies for LookupConfig {
+    fn continuation<'a>(&self, text: &'a [u32]) -> &'a [u32] {
+        lookup(text, self)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who guesses. One drafter, one file, one entry in [`METHODS`].
 
+pub mod copying;
 pub mod infinigram;
 pub mod lookup;
 pub mod model;

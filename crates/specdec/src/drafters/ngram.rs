@@ -3,9 +3,10 @@
 //! Source: the `ngram_proposer` of vLLM. The text is read backwards; its prefix function, kept below `max_ngram`, tells at
 //! every place how much of the end stands there. `O(T)` a round.
 
-use kindling_core::draft::Room;
-use kindling_core::{Draft, Drafter, DrafterEntry, Result};
+use kindling_core::DrafterEntry;
 use serde::{Deserialize, Serialize};
+
+use super::copying::{Copies, Copying};
 
 /// The list entry.
 pub const ENTRY: DrafterEntry = DrafterEntry {
@@ -70,34 +71,11 @@ pub fn ngram<'a>(text: &'a [u32], config: &NgramConfig) -> &'a [u32] {
 }
 
 /// The drafter.
-#[derive(Debug, Clone, Default)]
-pub struct Ngram {
-    config: NgramConfig,
-    text: Vec<u32>,
-}
+pub type Ngram = Copying<NgramConfig>;
 
-impl Ngram {
-    /// A drafter of these settings.
-    pub fn new(config: NgramConfig) -> Self {
-        Self { config, text: Vec::new() }
-    }
-}
-
-impl Drafter for Ngram {
-    fn begin(&mut self, prompt: &[u32]) -> Result<()> {
-        self.text = prompt.to_vec();
-        Ok(())
-    }
-
-    fn propose(&mut self, room: &Room, draft: &mut Draft) -> Result<()> {
-        let found = ngram(&self.text, &self.config);
-        *draft = Draft::chain(found.iter().take(room.depth.min(room.nodes)).map(|&token| (token, 0.5)))?;
-        Ok(())
-    }
-
-    fn commit(&mut self, tokens: &[u32]) -> Result<()> {
-        self.text.extend_from_slice(tokens);
-        Ok(())
+impl Copies for NgramConfig {
+    fn continuation<'a>(&self, text: &'a [u32]) -> &'a [u32] {
+        ngram(text, self)
     }
 }
 

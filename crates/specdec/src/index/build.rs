@@ -276,27 +276,18 @@ mod with_libsais {
         fn library(text: &[Self]) -> Option<Vec<i32>>;
     }
 
-    impl Sortable for u8 {
-        fn library(text: &[Self]) -> Option<Vec<i32>> {
-            SuffixArrayConstruction::for_text(text)
-                .in_owned_buffer32()
-                .single_threaded()
-                .run()
-                .ok()
-                .map(|order| order.into_vec())
-        }
+    macro_rules! sortable {
+        ($symbol:ty) => {
+            impl Sortable for $symbol {
+                fn library(text: &[Self]) -> Option<Vec<i32>> {
+                    let sorter = SuffixArrayConstruction::for_text(text).in_owned_buffer32().single_threaded();
+                    sorter.run().ok().map(|order| order.into_vec())
+                }
+            }
+        };
     }
-
-    impl Sortable for u16 {
-        fn library(text: &[Self]) -> Option<Vec<i32>> {
-            SuffixArrayConstruction::for_text(text)
-                .in_owned_buffer32()
-                .single_threaded()
-                .run()
-                .ok()
-                .map(|order| order.into_vec())
-        }
-    }
+    sortable!(u8);
+    sortable!(u16);
 
     impl Sortable for u32 {
         fn library(text: &[Self]) -> Option<Vec<i32>> {

@@ -44,6 +44,11 @@ impl Dense {
         &mut self.transposed
     }
 
+    /// Whether kernels for the processor could read the values in 16 bits instead.
+    pub fn takes_half(&self) -> bool {
+        crate::ops::on_flex(&self.transposed)
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.transposed.dtype()

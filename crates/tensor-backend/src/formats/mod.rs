@@ -6,6 +6,7 @@
 mod adapted;
 mod bitmask;
 mod dense;
+mod half;
 mod packed;
 mod sparse;
 mod tiled;
@@ -13,6 +14,7 @@ mod tiled;
 pub use adapted::Adapted;
 pub use bitmask::Bitmask;
 pub use dense::Dense;
+pub use half::Half;
 pub use packed::{Packed, Scales};
 pub use sparse::{Axis, Sparse};
 pub use tiled::Tiled;
@@ -61,6 +63,8 @@ pub enum FormatError {
 pub enum Weight {
     /// A dense tensor.
     Dense(Dense),
+    /// Dense values in 16 bits, for the processor.
+    Half(Half),
     /// Integer codes with scales.
     Packed(Packed),
     /// The same, laid out for the processor.
@@ -78,6 +82,7 @@ impl Weight {
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Weight::Dense(w) => w.shape(),
+            Weight::Half(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
             Weight::Tiled(w) => w.shape(),
             Weight::Sparse(w) => w.shape(),
@@ -90,6 +95,7 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match self {
             Weight::Dense(w) => w.bytes(),
+            Weight::Half(w) => w.bytes(),
             Weight::Packed(w) => w.bytes(),
             Weight::Tiled(w) => w.bytes(),
             Weight::Sparse(w) => w.bytes(),
@@ -108,6 +114,7 @@ impl Weight {
     pub fn format_name(&self) -> String {
         match self {
             Weight::Dense(w) => w.format_name(),
+            Weight::Half(w) => w.format_name(),
             Weight::Packed(w) => w.format_name(),
             Weight::Tiled(w) => w.format_name(),
             Weight::Sparse(w) => w.format_name(),
@@ -120,6 +127,7 @@ impl Weight {
     pub fn code(&self) -> &'static str {
         match self {
             Weight::Dense(_) => Dense::CODE,
+            Weight::Half(_) => Half::CODE,
             Weight::Packed(_) => Packed::CODE,
             Weight::Tiled(_) => Tiled::CODE,
             Weight::Sparse(_) => Sparse::CODE,
@@ -132,6 +140,7 @@ impl Weight {
     pub fn to_dense(&self, device: &Device) -> Result<Tensor<2>> {
         match self {
             Weight::Dense(w) => Ok(w.to_dense(device)),
+            Weight::Half(w) => Ok(w.to_dense(device)),
             Weight::Packed(w) => Ok(w.to_dense(device)),
             Weight::Tiled(w) => Ok(w.to_dense(device)),
             Weight::Sparse(w) => Ok(w.to_dense(device)),
@@ -154,6 +163,7 @@ impl Weight {
         match self {
             Weight::Dense(w) => w.forward(x),
             Weight::Adapted(w) => w.forward(x),
+            Weight::Half(w) if w.takes(&x) => Ok(w.forward(x)),
             Weight::Tiled(w) if w.takes(&x) => Ok(w.forward(x)),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());

@@ -116,6 +116,50 @@ impl Packed {
         })
     }
 
+    /// Takes words as files hold them, `⌈in · bits / 32⌉` per row, with scales and zero points `[out, groups]` (one of a
+    /// whole matrix) and the group of every input where groups are not consecutive.
+    ///
+    /// # Errors
+    /// The numbers contradict each other.
+    pub fn from_words(
+        [rows, cols]: [usize; 2],
+        bits: u8,
+        granularity: Granularity,
+        words: Vec<u32>,
+        scales: Scales,
+        zeros: Option<Vec<u8>>,
+        group_index: Option<Vec<u32>>,
+    ) -> Result<Self> {
+        let unfit = |reason: String| Err(FormatError::Unfit { format: Self::CODE.into(), reason });
+        if !(1..=8).contains(&bits) || granularity == Granularity::Group(0) {
+            return unfit(format!(
+                "{bits} bits with {granularity:?}: 1 to 8 bits, and groups of 1 or more, are possible"
+            ));
+        }
+        let groups = granularity.groups(cols);
+        let grid = if granularity == Granularity::Tensor { 1 } else { rows * groups };
+        let zero_count = zeros.as_ref().map_or(grid, Vec::len);
+        let index_count = group_index.as_ref().map_or(cols, Vec::len);
+        for (what, expected, found) in [
+            ("words of codes", rows * words_for(cols, bits), words.len()),
+            ("scales", grid, scales.len()),
+            ("zero points", grid, zero_count),
+            ("groups of inputs", cols, index_count),
+        ] {
+            if expected != found {
+                return unfit(format!("expected {expected} {what}, found {found}"));
+            }
+        }
+        if zeros.iter().flatten().any(|&zero| u32::from(zero) >= 1 << bits) {
+            return unfit(format!("a zero point exceeds the largest of {bits} bits"));
+        }
+        if group_index.iter().flatten().any(|&group| group as usize >= groups) {
+            return unfit(format!("an input in a group beyond the {groups} of a row"));
+        }
+        let (zeros, group_index) = (zeros.map(Arc::from), group_index.map(Arc::from));
+        Ok(Self { rows, cols, bits, granularity, words: words.into(), scales, zeros, group_index })
+    }
+
     /// The matrix this was made from.
     pub fn to_quantized(&self) -> Result<Quantized> {
         Ok(Quantized {

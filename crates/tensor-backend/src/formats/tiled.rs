@@ -9,13 +9,10 @@ use kindling_core::quantized::Granularity;
 
 use super::packed::{Packed, Scales};
 use super::to_tensor;
-#[cfg(feature = "flex")]
-use crate::kernels::has_kernels;
 use crate::kernels::tiles::{BLOCK, ROWS};
-use crate::kernels::{Activations, Arithmetic, Codes, Source, TileScales, Tiles, product};
+use crate::kernels::{Activations, Arithmetic, Codes, Source, TileScales, Tiles, has_kernels, product};
 
 /// From so many rows on f32 products go through the dense weight.
-#[cfg(feature = "flex")]
 const DENSE_FROM: usize = 64;
 
 /// A quantised weight in tiles of 16 rows.
@@ -115,15 +112,9 @@ impl Tiled {
     /// Whether the kernels are the best way for these activations. In f32 many rows go faster through the dense product:
     /// unfolding the weight is a small part of it then.
     pub(super) fn takes(&self, x: &Tensor<3>) -> bool {
-        #[cfg(feature = "flex")]
-        return crate::ops::on_flex(x)
+        crate::ops::on_flex(x)
             && (self.arithmetic == Arithmetic::Int8 || x.dims()[0] * x.dims()[1] < DENSE_FROM)
-            && has_kernels(self.arithmetic);
-        #[cfg(not(feature = "flex"))]
-        {
-            let _ = x;
-            false
-        }
+            && has_kernels(self.arithmetic)
     }
 
     /// `x · Wᵀ` on the processor: `[batch, tokens, in]` to `[batch, tokens, out]`.

@@ -6,7 +6,7 @@
 //! | [`activations`] | [`Activations`]: rows of inputs, in f32 or as 8-bit codes per block |
 //! | `scalar` | the plain twin: the same sums, one at a time |
 //! | `avx512` | the same for x86-64 with AVX-512; other processors unfold the weight |
-//! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 |
+//! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 or f16 |
 //!
 //! Two ways to multiply ([`Arithmetic`]): in whole numbers, with inputs rounded to 8 bits per block of 32, exact but for
 //! that rounding; or in f32 with the inputs as they are. Sources of the ideas: the CPU kernels of ggml-org/llama.cpp (whole
@@ -24,6 +24,6 @@ mod scalar;
 mod tests;
 
 pub use activations::{Activations, Arithmetic};
-pub use half_rows::HalfRows;
+pub use half_rows::{HalfRows, HalfType};
 pub use product::{has_kernels, product};
 pub use tiles::{Codes, Source, TileScales, Tiles};

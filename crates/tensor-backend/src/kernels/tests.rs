@@ -121,7 +121,7 @@ fn check(case: &Case) {
         );
         for (i, (found, (exact, size))) in found.iter().zip(exact(case)).enumerate() {
             let bound = match arithmetic {
-                // The issue of every rounding is at most half a step of 1/127 of the largest input.
+                // Every rounding is off by at most half a step of 1/127 of the largest input.
                 Arithmetic::Int8 => {
                     let weights = &case.weights[i % case.tiles.shape()[0] * inputs..][..inputs];
                     0.51 / 127.0 * weights.iter().map(|w| w.abs()).sum::<f64>()

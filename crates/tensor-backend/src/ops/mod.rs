@@ -27,7 +27,7 @@ pub(crate) mod simd;
 mod swiglu;
 #[cfg(all(test, feature = "flex", feature = "autodiff"))]
 mod tests;
-mod tile;
+pub(crate) mod tile;
 
 use burn::tensor::{Int, Tensor};
 use kindling_core::AttendSpec;
@@ -48,23 +48,15 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tens
     rms_norm_reference(x, gain, eps)
 }
 
-/// `x · Wᵀ` with few rows of `x`, `[n, in]` to `[n, out]`; `None` where `x` does not lie in memory that the kernel reads.
-pub fn half_product(x: &Tensor<2>, weight: &crate::kernels::HalfRows) -> Option<Tensor<2>> {
-    #[cfg(feature = "flex")]
-    if on_flex(x) && x.dims()[1] == weight.shape()[1] {
-        let ([n, _], [rows, _]) = (x.dims(), weight.shape());
-        let data = x.clone().into_data();
-        let out = weight.product(data.as_slice::<f32>().ok()?, n);
-        return Some(Tensor::from_data(burn::tensor::TensorData::new(out, [n, rows]), &x.device()));
-    }
-    let _ = (x, weight);
-    None
-}
-
 /// Whether `x` is an f32 tensor of Flex outside autodiff, whose memory kernels may read.
-#[cfg(feature = "flex")]
-pub(crate) fn on_flex<const D: usize>(x: &Tensor<D>) -> bool {
-    flex::has_kernels(x) && !flex::is_tracked(x)
+pub fn on_flex<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "flex")]
+    return flex::has_kernels(x) && !flex::is_tracked(x);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = x;
+        false
+    }
 }
 
 /// `silu(gate) · up`.

@@ -3,7 +3,7 @@
 
 /// A matrix in a slice: element `(i, j)` lies at `i · row + j · col`.
 #[derive(Clone, Copy)]
-pub(super) struct Mat<'a> {
+pub(crate) struct Mat<'a> {
     values: &'a [f32],
     row: usize,
     col: usize,
@@ -11,12 +11,12 @@ pub(super) struct Mat<'a> {
 
 impl<'a> Mat<'a> {
     /// Rows that are `stride` apart.
-    pub(super) fn rows(values: &'a [f32], stride: usize) -> Self {
+    pub(crate) fn rows(values: &'a [f32], stride: usize) -> Self {
         Self { values, row: stride, col: 1 }
     }
 
     /// Rows become columns.
-    pub(super) fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self { values: self.values, row: self.col, col: self.row }
     }
 
@@ -27,7 +27,7 @@ impl<'a> Mat<'a> {
 }
 
 /// `out = lhs · rhs`, or `out += lhs · rhs`: `[m, k]` by `[k, n]`, `out` in rows of `n`.
-pub(super) fn product([m, n, k]: [usize; 3], lhs: Mat<'_>, rhs: Mat<'_>, out: &mut [f32], accumulate: bool) {
+pub(crate) fn product([m, n, k]: [usize; 3], lhs: Mat<'_>, rhs: Mat<'_>, out: &mut [f32], accumulate: bool) {
     assert!(lhs.holds(m, k) && rhs.holds(k, n) && out.len() >= m * n, "a tile reaches outside its matrix");
     // SAFETY: the three matrices lie within their slices, as just checked, and `out` is borrowed alone.
     unsafe {
