@@ -47,9 +47,8 @@ fn main() -> ExitCode {
     };
     error::guard(move || {
         log_to_stderr();
-        if let Some(threads) = cli.threads {
-            kindling_tensor_backend::device::set_threads(threads)?;
-        }
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        kindling_tensor_backend::device::set_threads(cli.threads.unwrap_or_else(cores))?;
         commands::run(command, cli.device)
     })
 }

@@ -161,7 +161,7 @@ impl KvStore for DenseKv {
                 found: queries.dims().to_vec(),
             });
         }
-        if tokens > 1 && self.padding.is_empty() {
+        if self.padding.is_empty() {
             // A slice of everything would still cost a copy on the way back through autodiff.
             let visible = |x: &Tensor<4>| {
                 if x.dims()[2] == held.len { x.clone() } else { x.clone().slice(s![.., .., 0..held.len, ..]) }

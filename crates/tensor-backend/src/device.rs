@@ -101,8 +101,11 @@ pub fn device(name: DeviceName) -> Result<Device, DeviceError> {
 ///
 /// An error if the pool exists: it is built by the first parallel work of the process. 0 means one thread per core.
 pub fn set_threads(threads: usize) -> Result<(), DeviceError> {
+    // The caller is one of the threads: handing work to others and sleeping until it is done takes longer than a small
+    // product.
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .use_current_thread()
         .build_global()
         .map_err(|error| DeviceError::Threads { threads, reason: error.to_string() })
 }

@@ -38,7 +38,7 @@ impl Example {
     pub fn sequence(&self, other: f32) -> (Vec<u32>, Vec<f32>) {
         let mut ids = self.context.clone();
         // Most of what an induction row holds can be known.
-        let other = if matches!(self.task, Task::Induction | Task::Contexts) { 1.0 } else { other };
+        let other = if matches!(self.task, Task::Induction | Task::Contexts | Task::Pairs) { 1.0 } else { other };
         let mut weights = vec![other; ids.len()];
         for turn in &self.turns {
             ids.extend(&turn.question);
@@ -76,6 +76,7 @@ pub fn generate_example(task: Task, length: usize, depth: Option<usize>, rng: &m
         Task::Lm => lm(length, rng),
         Task::Induction => induction(task, length, VALUES.end - NOISE.start, rng),
         Task::Contexts => induction(task, length, 8, rng),
+        Task::Pairs => pairs(length, rng),
         Task::Recall => recall(body, rng),
     }
 }
@@ -339,6 +340,24 @@ fn induction(task: Task, length: usize, symbols: u32, rng: &mut ChaCha8Rng) -> E
     }
     context.truncate(length);
     Example { task, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
+}
+
+/// Two to eight keys with a value each. They come in any order until the context is full, each key with its value behind
+/// none to three markers, the markers drawn anew each time: only the key tells the value, and it stands further back than
+/// what is always there.
+fn pairs(length: usize, rng: &mut ChaCha8Rng) -> Example {
+    let keys = distinct(KEYS, 2 + below(rng, 7), rng);
+    let values: Vec<u32> = keys.iter().map(|_| value(rng)).collect();
+    let (markers, between) = ([ASSIGN, ANSWER], below(rng, 4));
+    let mut context = vec![BOS; BEGINS];
+    while context.len() < length {
+        let i = below(rng, keys.len());
+        context.push(keys[i]);
+        context.extend((0..between).map(|_| markers[below(rng, 2)]));
+        context.push(values[i]);
+    }
+    context.truncate(length);
+    Example { task: Task::Pairs, turns: Vec::new(), depth: None, evidence: Vec::new(), context }
 }
 
 /// A few plain records or records with fields, and nine turns about any of them. Half of the turns are questions, half begin

@@ -55,6 +55,8 @@ pub enum Task {
     /// The same with passages of eight symbols only, so that one symbol does not tell what follows but two or three do. It asks
     /// nothing.
     Contexts,
+    /// Keys and their values, again and again, with markers between: what stood several places back tells what follows.
+    Pairs,
     /// A few records, plain or with fields, and nine turns about them, questions or the record again: teaches the look-up
     /// with many answers to a row.
     Recall,
@@ -80,7 +82,7 @@ impl Task {
     ];
 
     /// Variants that only teach.
-    pub const LESSONS: [Task; 3] = [Task::Induction, Task::Contexts, Task::Recall];
+    pub const LESSONS: [Task; 4] = [Task::Induction, Task::Contexts, Task::Pairs, Task::Recall];
 
     /// Tokens that questions, answers and the end take at most.
     pub fn room(self) -> usize {
@@ -92,7 +94,7 @@ impl Task {
             Task::CommonWords => 14,
             Task::FreqWords | Task::KvQaTwoHop => 7,
             Task::Copy => 17,
-            Task::Lm | Task::Induction | Task::Contexts => 1,
+            Task::Lm | Task::Induction | Task::Contexts | Task::Pairs => 1,
             Task::Recall => 46,
         }
     }
@@ -111,13 +113,13 @@ impl Task {
             Task::KvQa | Task::Recall => body >= 18,
             Task::KvQaTwoHop => body >= 36,
             Task::Lm => length > 64,
-            Task::Induction | Task::Contexts => body >= 32,
+            Task::Induction | Task::Contexts | Task::Pairs => body >= 32,
         }
     }
 
     /// Whether it has questions.
     pub fn asks(self) -> bool {
-        !matches!(self, Task::Lm | Task::Induction | Task::Contexts)
+        !matches!(self, Task::Lm | Task::Induction | Task::Contexts | Task::Pairs)
     }
 
     /// Whether an answer with some right parts counts in part.
@@ -143,6 +145,7 @@ impl fmt::Display for Task {
             Task::Lm => f.write_str("lm"),
             Task::Induction => f.write_str("induction"),
             Task::Contexts => f.write_str("contexts"),
+            Task::Pairs => f.write_str("pairs"),
             Task::Recall => f.write_str("recall"),
         }
     }

@@ -59,7 +59,7 @@ fn solve(task: Task, context: &[u32], question: &[u32]) -> Vec<u32> {
             context[at + 3..at + 5].to_vec()
         }
         Task::Recall => vec![field(question[1], question[2])],
-        Task::Lm | Task::Induction | Task::Contexts => Vec::new(),
+        Task::Lm | Task::Induction | Task::Contexts | Task::Pairs => Vec::new(),
     }
 }
 
@@ -85,6 +85,7 @@ fn a_solver_that_sees_context_and_question_only_is_always_right() {
                         | Task::Lm
                         | Task::Induction
                         | Task::Contexts
+                        | Task::Pairs
                         | Task::Recall
                 ) {
                     assert_eq!(example.depth, depth, "{task} at {length}");

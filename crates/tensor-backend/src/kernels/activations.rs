@@ -33,8 +33,8 @@ pub struct Activations {
     pub(super) codes: Vec<[i8; 4]>,
     /// Of every group, block by block, row by row: what a code counts.
     pub(super) scales: Vec<f32>,
-    /// As `scales`: the sum of the codes of a block.
-    pub(super) sums: Vec<i32>,
+    /// As `scales`: the sum of the codes of a block, a whole number.
+    pub(super) sums: Vec<f32>,
     /// Of every group, input by input, row by row: values of [`Arithmetic::F32`].
     pub(super) values: Vec<f32>,
 }
@@ -57,7 +57,7 @@ impl Activations {
             Arithmetic::Int8 => {
                 made.codes = vec![[0; 4]; places * BLOCK / 4];
                 made.scales = vec![0.0; places];
-                made.sums = vec![0; places];
+                made.sums = vec![0.0; places];
             }
             Arithmetic::F32 => made.values = vec![0.0; places * BLOCK],
         }
@@ -112,7 +112,7 @@ impl Activations {
 
 /// Where a group of rows is put.
 enum Places<'a> {
-    Int8 { codes: &'a mut [[i8; 4]], scales: &'a mut [f32], sums: &'a mut [i32] },
+    Int8 { codes: &'a mut [[i8; 4]], scales: &'a mut [f32], sums: &'a mut [f32] },
     F32(&'a mut [f32]),
 }
 
@@ -123,7 +123,7 @@ impl Places<'_> {
             Places::Int8 { codes, scales, sums } => {
                 let (found, sum, scale) = quantise(x);
                 scales[base + row] = scale;
-                sums[base + row] = sum;
+                sums[base + row] = sum as f32;
                 for (quad, found) in found.as_chunks::<4>().0.iter().enumerate() {
                     codes[base * (BLOCK / 4) + quad * width + row] = *found;
                 }
@@ -154,7 +154,7 @@ pub(super) struct Group<'a> {
     pub(super) width: usize,
     pub(super) codes: &'a [[i8; 4]],
     pub(super) scales: &'a [f32],
-    pub(super) sums: &'a [i32],
+    pub(super) sums: &'a [f32],
     pub(super) values: &'a [f32],
 }
 

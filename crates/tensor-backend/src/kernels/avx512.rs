@@ -25,7 +25,7 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
     assert!(out.len() >= x.width && tile < tiles.tiles(), "a tile and its outputs");
     macro_rules! widths {
         ($function:ident, $bits:literal) => {
-            // SAFETY: the features were found above; the slices were checked against the shape in `checked`.
+            // SAFETY: the features were found above; `checked` compared all buffers with the shape.
             unsafe {
                 match x.width {
                     1 => $function::<1, $bits>(tiles, tile, x, out),
@@ -67,101 +67,139 @@ fn checked(tiles: &Tiles, x: Group<'_>, arithmetic: Arithmetic) {
     assert!(enough && (1..=TOGETHER).contains(&width), "inputs shorter than the matrix is wide");
 }
 
-/// The scales of a group of a tile.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn scales(tiles: &Tiles, at: usize) -> __m512 {
-    match &tiles.scales {
-        TileScales::F32(scales) => {
-            let scales: &[f32; ROWS] = scales[at..].first_chunk().expect("16 scales to a group");
-            // SAFETY: 64 bytes of the array.
-            unsafe { _mm512_loadu_ps(scales.as_ptr()) }
+/// Bytes of codes ahead of the sums that are asked for: the memory answers later than the processor looks ahead by itself.
+const AHEAD: usize = 2048;
+
+/// Where the numbers of a tile begin.
+struct Start<'a> {
+    codes: *const Register,
+    /// Of the type that `scales` says, 16 to a group.
+    first_scale: usize,
+    scales: &'a TileScales,
+    /// 16 to a group.
+    zeros: Option<*const u8>,
+    middle: f32,
+}
+
+impl<'a> Start<'a> {
+    fn of(tiles: &'a Tiles, tile: usize) -> Self {
+        let first_scale = tile * tiles.groups() * ROWS;
+        Self {
+            codes: tiles.tile(tile).as_ptr(),
+            first_scale,
+            scales: &tiles.scales,
+            zeros: tiles.zeros.as_ref().map(|zeros| zeros[first_scale..].as_ptr()),
+            middle: f32::from(tiles.middle),
         }
-        TileScales::F16(scales) => {
-            let scales: &[half::f16; ROWS] = scales[at..].first_chunk().expect("16 scales to a group");
-            // SAFETY: 32 bytes of the array.
-            _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) })
-        }
-        TileScales::BF16(scales) => {
-            let scales: &[half::bf16; ROWS] = scales[at..].first_chunk().expect("16 scales to a group");
-            // SAFETY: 32 bytes of the array.
-            let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    }
+
+    /// The zero points of a group.
+    ///
+    /// # Safety
+    /// The tile has the group.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn zero(&self, group: usize) -> __m512 {
+        match self.zeros {
+            // SAFETY: 16 zero points to a group.
+            Some(zeros) => unsafe {
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.add(group * ROWS).cast())))
+            },
+            None => _mm512_set1_ps(self.middle),
         }
     }
 }
 
-/// The zero points of a group of a tile.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn zeros(tiles: &Tiles, at: usize) -> __m512 {
-    match &tiles.zeros {
-        Some(zeros) => {
-            let zeros: &[u8; ROWS] = zeros[at..].first_chunk().expect("16 zero points to a group");
-            // SAFETY: 16 bytes of the array.
-            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(zeros.as_ptr().cast()) }))
+/// The scales of a group. A macro: the compiler does not inline a function of three arms into the loop, and a call spills
+/// every sum.
+macro_rules! scale {
+    ($start:expr, $group:expr) => {{
+        let at = $start.first_scale + $group * ROWS;
+        match $start.scales {
+            TileScales::F32(scales) => _mm512_loadu_ps(scales.as_ptr().add(at)),
+            TileScales::F16(scales) => _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().add(at).cast())),
+            TileScales::BF16(scales) => {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(scales.as_ptr().add(at).cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+            }
         }
-        None => _mm512_set1_ps(f32::from(tiles.middle)),
-    }
+    }};
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
-fn load(register: &Register) -> __m512i {
-    // SAFETY: 64 aligned bytes.
-    unsafe { _mm512_load_si512(register.0.as_ptr().cast()) }
-}
-
-/// The four codes of quad `quad` of a block, as bytes; `registers` are the block's.
+/// The four codes of quad `quad` of the block at `registers`, as bytes.
+///
+/// # Safety
+/// The block has its `BITS` registers.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn quad<const BITS: usize>(registers: &[Register], quad: usize) -> __m512i {
+unsafe fn quad<const BITS: usize>(registers: *const Register, quad: usize) -> __m512i {
+    // SAFETY: registers are aligned, and those asked for below are the block's.
+    let load = |i: usize| unsafe { _mm512_load_si512(registers.add(i).cast()) };
     let masked = |register: __m512i, bits: usize, step: usize| {
         let shifted = _mm512_srl_epi32(register, _mm_cvtsi32_si128((step * bits) as i32));
         _mm512_and_si512(shifted, _mm512_set1_epi8(((1u32 << bits) - 1) as i8))
     };
     match BITS {
-        8 => load(&registers[quad]),
+        8 => load(quad),
         3 => {
-            let low = masked(load(&registers[quad / 4]), 2, quad % 4);
-            let high = masked(load(&registers[2]), 1, quad);
+            let (low, high) = (masked(load(quad / 4), 2, quad % 4), masked(load(2), 1, quad));
             _mm512_or_si512(low, _mm512_slli_epi32::<2>(high))
         }
-        _ => masked(load(&registers[quad * BITS / 8]), BITS, quad % (8 / BITS)),
+        _ => masked(load(quad * BITS / 8), BITS, quad % (8 / BITS)),
+    }
+}
+
+/// Asks for the registers of a block that comes later.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn ask<const BITS: usize>(registers: *const Register) {
+    for register in 0..BITS {
+        let ahead = registers.wrapping_add(AHEAD / size_of::<Register>() + register);
+        // A hint: it reads nothing, wherever it points.
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
     }
 }
 
 /// Sums in whole numbers.
+///
+/// # Safety
+/// `checked` has been asked, and the tile exists.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn int8<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
-    let (blocks, groups) = (tiles.blocks(), tiles.groups());
-    let registers = tiles.tile(tile);
+unsafe fn int8<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
+    let (blocks, groups, per_group) = (tiles.blocks(), tiles.groups(), tiles.blocks_per_group);
+    let start = Start::of(tiles, tile);
+    let (codes, x_scales, x_sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
     let mut totals = [_mm512_setzero_ps(); N];
     for group in 0..groups {
-        let at = (tile * groups + group) * ROWS;
-        let (scale, zero) = (scales(tiles, at), zeros(tiles, at));
-        let first = group * tiles.blocks_per_group;
-        let mut sums = [_mm512_setzero_ps(); N];
-        for block in first..(first + tiles.blocks_per_group).min(blocks) {
-            let registers = &registers[block * BITS..][..BITS];
-            let codes = &x.codes[block * N * (BLOCK / 4)..][..N * (BLOCK / 4)];
-            let mut dots = [_mm512_setzero_si512(); N];
-            for q in 0..BLOCK / 4 {
-                let weights = quad::<BITS>(registers, q);
+        // SAFETY: groups and blocks stay below those of the tile, which has 16 scales to a group; the inputs have `N` rows of
+        // as many blocks.
+        unsafe {
+            let (scale, zero) = (scale!(start, group), start.zero(group));
+            let mut sums = [_mm512_setzero_ps(); N];
+            for block in group * per_group..((group + 1) * per_group).min(blocks) {
+                let registers = start.codes.add(block * BITS);
+                if N == 1 {
+                    ask::<BITS>(registers);
+                }
+                let codes = codes.add(block * N * (BLOCK / 4)).cast::<i32>();
+                let mut dots = [_mm512_setzero_si512(); N];
+                for q in 0..BLOCK / 4 {
+                    let weights = quad::<BITS>(registers, q);
+                    for row in 0..N {
+                        let inputs = _mm512_set1_epi32(codes.add(q * N + row).read_unaligned());
+                        dots[row] = _mm512_dpbusd_epi32(dots[row], weights, inputs);
+                    }
+                }
                 for row in 0..N {
-                    let inputs = _mm512_set1_epi32(i32::from_ne_bytes(codes[q * N + row].map(|code| code as u8)));
-                    dots[row] = _mm512_dpbusd_epi32(dots[row], weights, inputs);
+                    let dot = _mm512_cvtepi32_ps(dots[row]);
+                    // Both below 2²⁴: exact.
+                    let dot = _mm512_fnmadd_ps(zero, _mm512_set1_ps(*x_sums.add(block * N + row)), dot);
+                    sums[row] = _mm512_fmadd_ps(dot, _mm512_set1_ps(*x_scales.add(block * N + row)), sums[row]);
                 }
             }
-            let (x_scales, x_sums) = (&x.scales[block * N..][..N], &x.sums[block * N..][..N]);
             for row in 0..N {
-                let dot = _mm512_cvtepi32_ps(dots[row]);
-                // Both below 2²⁴: exact.
-                let dot = _mm512_fnmadd_ps(zero, _mm512_set1_ps(x_sums[row] as f32), dot);
-                sums[row] = _mm512_fmadd_ps(dot, _mm512_set1_ps(x_scales[row]), sums[row]);
+                totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
             }
-        }
-        for row in 0..N {
-            totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
         }
     }
     for (total, out) in totals.iter().zip(out) {
@@ -171,33 +209,38 @@ fn int8<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<
 }
 
 /// Sums in f32.
+///
+/// # Safety
+/// `checked` has been asked, and the tile exists.
 #[target_feature(enable = "avx512f,avx512bw")]
-fn float<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
-    let (blocks, groups) = (tiles.blocks(), tiles.groups());
-    let registers = tiles.tile(tile);
+unsafe fn float<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
+    let (blocks, groups, per_group) = (tiles.blocks(), tiles.groups(), tiles.blocks_per_group);
+    let start = Start::of(tiles, tile);
+    let values = x.values.as_ptr();
     let mut totals = [_mm512_setzero_ps(); N];
     for group in 0..groups {
-        let at = (tile * groups + group) * ROWS;
-        let (scale, zero) = (scales(tiles, at), zeros(tiles, at));
-        let first = group * tiles.blocks_per_group;
-        let mut sums = [_mm512_setzero_ps(); N];
-        for block in first..(first + tiles.blocks_per_group).min(blocks) {
-            let registers = &registers[block * BITS..][..BITS];
-            let values = &x.values[block * N * BLOCK..][..N * BLOCK];
-            for q in 0..BLOCK / 4 {
-                let mut codes = quad::<BITS>(registers, q);
-                for i in 4 * q..4 * q + 4 {
-                    let code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255)));
-                    codes = _mm512_srli_epi32::<8>(codes);
-                    let weight = _mm512_sub_ps(code, zero);
-                    for row in 0..N {
-                        sums[row] = _mm512_fmadd_ps(weight, _mm512_set1_ps(values[i * N + row]), sums[row]);
+        // SAFETY: as above.
+        unsafe {
+            let (scale, zero) = (scale!(start, group), start.zero(group));
+            let mut sums = [_mm512_setzero_ps(); N];
+            for block in group * per_group..((group + 1) * per_group).min(blocks) {
+                let registers = start.codes.add(block * BITS);
+                let values = values.add(block * N * BLOCK);
+                for q in 0..BLOCK / 4 {
+                    let mut codes = quad::<BITS>(registers, q);
+                    for i in 4 * q..4 * q + 4 {
+                        let code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255)));
+                        codes = _mm512_srli_epi32::<8>(codes);
+                        let weight = _mm512_sub_ps(code, zero);
+                        for row in 0..N {
+                            sums[row] = _mm512_fmadd_ps(weight, _mm512_set1_ps(*values.add(i * N + row)), sums[row]);
+                        }
                     }
                 }
             }
-        }
-        for row in 0..N {
-            totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+            for row in 0..N {
+                totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+            }
         }
     }
     for (total, out) in totals.iter().zip(out) {

@@ -7,6 +7,7 @@
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::pages::Pages;
 use crate::ops::simd::{LANES, mul_add, total, vectorised};
 use crate::ops::tile::{Mat, product};
 
@@ -32,7 +33,7 @@ pub struct HalfRows {
     rows: usize,
     cols: usize,
     kind: HalfType,
-    values: Vec<u16>,
+    values: Pages<u16>,
 }
 
 impl HalfRows {
@@ -49,7 +50,9 @@ impl HalfRows {
             HalfType::BF16 => bf16::from_f32(*value).to_bits(),
             HalfType::F16 => f16::from_f32(*value).to_bits(),
         };
-        Some(Self { rows, cols, kind, values: values.par_iter().map(encoded).collect() })
+        let mut held = Pages::zeroed(values.len());
+        held.par_iter_mut().zip(values).for_each(|(held, value)| *held = encoded(value));
+        Some(Self { rows, cols, kind, values: held })
     }
 
     /// The rows of all `parts`, one after the other; `None` where they differ in width or type.
@@ -58,8 +61,9 @@ impl HalfRows {
         if parts.iter().any(|part| (part.cols, part.kind) != (first.cols, first.kind)) {
             return None;
         }
-        let values = parts.iter().flat_map(|part| &part.values).copied().collect();
-        Some(Self { rows: parts.iter().map(|part| part.rows).sum(), cols: first.cols, kind: first.kind, values })
+        let values: Vec<&[u16]> = parts.iter().map(|part| &part.values[..]).collect();
+        let rows = parts.iter().map(|part| part.rows).sum();
+        Some(Self { rows, cols: first.cols, kind: first.kind, values: Pages::joined(&values) })
     }
 
     /// `[out, in]`.

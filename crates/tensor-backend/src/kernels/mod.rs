@@ -6,6 +6,7 @@
 //! | [`activations`] | [`Activations`]: rows of inputs, in f32 or as 8-bit codes per block |
 //! | `scalar` | the plain twin: the same sums, one at a time |
 //! | `avx512` | the same for x86-64 with AVX-512; other processors unfold the weight |
+//! | `pages` | memory that products read at full speed |
 //! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 or f16 |
 //!
 //! Two ways to multiply ([`Arithmetic`]): in whole numbers, with inputs rounded to 8 bits per block of 32, exact but for
@@ -14,6 +15,7 @@
 
 pub mod activations;
 mod half_rows;
+mod pages;
 pub mod tiles;
 
 #[cfg(target_arch = "x86_64")]

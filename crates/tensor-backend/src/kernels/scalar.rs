@@ -28,7 +28,7 @@ fn output(tiles: &Tiles, at: usize, x: Group<'_>, row: usize, arithmetic: Arithm
                     let dot = |i: usize| i32::from(tiles.code(at, block * BLOCK + i)) * i32::from(code(i));
                     let dot: i32 = (0..BLOCK).map(dot).sum();
                     // Below 2²⁴: exact in f32.
-                    let dot = dot - i32::from(zero) * x.sums[place];
+                    let dot = dot - i32::from(zero) * x.sums[place] as i32;
                     sum = (dot as f32).mul_add(x.scales[place], sum);
                 }
                 Arithmetic::F32 => {

@@ -57,7 +57,7 @@ fn case(outputs: usize, inputs: usize, bits: u8, group: usize, kind: u8, symmetr
     // From words the same tiles come.
     if let Ok(words) = kindling_core::pack::pack_rows(&codes, inputs, bits) {
         let from_words = Tiles::new(&Source { codes: Codes::Words(&words), ..source }, scales);
-        assert!(from_words.codes == tiles.codes, "{bits} bits: from words");
+        assert!(from_words.codes[..] == tiles.codes[..], "{bits} bits: from words");
     }
     let weight = |row: usize, i: usize| {
         let zero = if symmetric { 1u8 << (bits - 1) } else { zero(row, i / group) };

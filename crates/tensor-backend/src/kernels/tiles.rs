@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use kindling_core::pack::code_at;
 use rayon::prelude::*;
 
+use super::pages::Pages;
+
 /// Rows of a tile.
 pub const ROWS: usize = 16;
 /// Inputs of a block.
@@ -44,7 +46,7 @@ impl TileScales {
 }
 
 /// A register of codes: aligned, so that loads touch one line of the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub struct Register(pub [u32; ROWS]);
 
@@ -57,7 +59,7 @@ pub struct Tiles {
     /// Blocks that share a scale.
     pub(super) blocks_per_group: usize,
     /// `[tiles, blocks, bits]`.
-    pub(super) codes: Vec<Register>,
+    pub(super) codes: Pages<Register>,
     /// `[tiles, groups, 16]`.
     pub(super) scales: TileScales,
     /// As the scales; `None`: all `2^(bits − 1)` of the original width.
@@ -123,7 +125,7 @@ impl Tiles {
         };
         assert_eq!(count, tiles * groups * ROWS, "scales");
         let width = Self::width_of(bits);
-        let mut codes = vec![Register::default(); tiles * blocks * usize::from(width)];
+        let mut codes = Pages::<Register>::zeroed(tiles * blocks * usize::from(width));
         codes.par_chunks_mut((blocks * usize::from(width)).max(1)).enumerate().for_each(|(tile, registers)| {
             for lane in 0..ROWS.min(rows - tile * ROWS) {
                 let row = tile * ROWS + lane;
@@ -176,21 +178,23 @@ impl Tiles {
         if !whole || !parts.iter().all(like_first) {
             return None;
         }
-        let mut all = first.clone();
+        let (mut scales, mut zeros) = (first.scales.clone(), first.zeros.clone());
         for part in &parts[1..] {
-            all.rows += part.rows;
-            all.codes.extend_from_slice(&part.codes);
-            match (&mut all.scales, &part.scales) {
+            match (&mut scales, &part.scales) {
                 (TileScales::F32(all), TileScales::F32(more)) => all.extend_from_slice(more),
                 (TileScales::F16(all), TileScales::F16(more)) => all.extend_from_slice(more),
                 (TileScales::BF16(all), TileScales::BF16(more)) => all.extend_from_slice(more),
                 _ => return None,
             }
-            if let (Some(all), Some(more)) = (&mut all.zeros, &part.zeros) {
+            if let (Some(all), Some(more)) = (&mut zeros, &part.zeros) {
                 all.extend_from_slice(more);
             }
         }
-        Some(all)
+        let codes: Vec<&[Register]> = parts.iter().map(|part| &part.codes[..]).collect();
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let (cols, bits, blocks_per_group, middle) = (first.cols, first.bits, first.blocks_per_group, first.middle);
+        let (codes, order) = (Pages::joined(&codes), first.order.clone());
+        Some(Self { rows, cols, bits, blocks_per_group, codes, scales, zeros, middle, order })
     }
 
     /// `[out, in]`.

@@ -8,6 +8,7 @@ use burn::tensor::{Bool, Tensor, TensorData, activation::softmax};
 use kindling_core::AttendSpec;
 use rayon::prelude::*;
 
+use super::few_rows;
 use super::rows::Rows;
 use super::simd::{LANES, dot, exp, total, vectorised};
 use super::tile::{Mat, product};
@@ -192,11 +193,22 @@ pub(super) fn forward(q: &Rows<'_>, k: &Rows<'_>, v: &Rows<'_>, spec: &AttendSpe
                 let (rows, keys) = (block.rows, block.keys());
                 gather(q, b, kv * group, &block, spec.scale as f32, &mut queries);
                 scores.resize(rows * keys, 0.0);
-                let key_rows = Mat::rows(k.matrix(b, kv, block.first, block.end), k.token_stride());
-                product([rows, keys, width], Mat::rows(&queries, width), key_rows.transposed(), &mut scores, false);
+                let (held, stride) = (k.matrix(b, kv, block.first, block.end), k.token_stride());
+                let few = rows <= few_rows::MOST_ROWS;
+                if few {
+                    few_rows::dots(&queries[..rows * width], held, stride, width, keys, &mut scores);
+                } else {
+                    let key_rows = Mat::rows(held, stride).transposed();
+                    product([rows, keys, width], Mat::rows(&queries, width), key_rows, &mut scores, false);
+                }
                 softmax_rows(&mut scores, block, spec.softcap.map(|cap| cap as f32), &mut row_sums[..rows]);
-                let values = Mat::rows(v.matrix(b, kv, block.first, block.end), v.token_stride());
-                product([rows, value_width, keys], Mat::rows(&scores, keys), values, &mut result, false);
+                let (held, stride) = (v.matrix(b, kv, block.first, block.end), v.token_stride());
+                if few {
+                    few_rows::sums(&scores, held, stride, value_width, keys, &mut result[..rows * value_width]);
+                } else {
+                    let values = Mat::rows(held, stride);
+                    product([rows, value_width, keys], Mat::rows(&scores, keys), values, &mut result, false);
+                }
                 scatter(&result[..rows * value_width], &block, tokens, value_width, out);
                 scatter(&row_sums[..rows], &block, tokens, 1, sums);
             }
