@@ -13,6 +13,9 @@ pub enum Decay {
     Linear,
     /// Not at all.
     Constant,
+    /// Not until four fifths of the steps are done, then in a straight line: a run can be made longer without another
+    /// beginning.
+    Late,
 }
 
 /// Linear warm-up from 0, then a decay to `last · peak` at the last step.
@@ -47,6 +50,7 @@ impl Schedule {
             Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
             Decay::Linear => 1.0 - done,
             Decay::Constant => 1.0,
+            Decay::Late => (5.0 * (1.0 - done)).min(1.0),
         };
         self.peak * warm * (self.last + (1.0 - self.last) * left)
     }
@@ -64,5 +68,8 @@ mod tests {
         assert!((s.rate(100) - 0.2).abs() < 1e-12 && (s.rate(500) - 0.2).abs() < 1e-12);
         let constant = Schedule { decay: Decay::Constant, warmup: 4, ..s };
         assert_eq!([0, 1, 3, 99].map(|i| constant.rate(i)), [0.5, 1.0, 2.0, 2.0]);
+        let late = Schedule { decay: Decay::Late, last: 0.0, ..s };
+        assert_eq!([0, 80, 100].map(|i| late.rate(i)), [2.0, 2.0, 0.0]);
+        assert!((late.rate(90) - 1.0).abs() < 1e-12);
     }
 }

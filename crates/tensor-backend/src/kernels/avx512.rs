@@ -24,28 +24,33 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
     assert!(available(arithmetic), "called without its instructions");
     assert!(out.len() >= x.width && tile < tiles.tiles(), "a tile and its outputs");
     macro_rules! widths {
-        ($function:ident, $bits:literal) => {
+        ($function:ident, $($constant:literal),+) => {
             // SAFETY: the features were found above; `checked` compared all buffers with the shape.
             unsafe {
                 match x.width {
-                    1 => $function::<1, $bits>(tiles, tile, x, out),
-                    2 => $function::<2, $bits>(tiles, tile, x, out),
-                    3 => $function::<3, $bits>(tiles, tile, x, out),
-                    4 => $function::<4, $bits>(tiles, tile, x, out),
-                    5 => $function::<5, $bits>(tiles, tile, x, out),
-                    6 => $function::<6, $bits>(tiles, tile, x, out),
-                    7 => $function::<7, $bits>(tiles, tile, x, out),
-                    _ => $function::<TOGETHER, $bits>(tiles, tile, x, out),
+                    1 => $function::<1, $($constant),+>(tiles, tile, x, out),
+                    2 => $function::<2, $($constant),+>(tiles, tile, x, out),
+                    3 => $function::<3, $($constant),+>(tiles, tile, x, out),
+                    4 => $function::<4, $($constant),+>(tiles, tile, x, out),
+                    5 => $function::<5, $($constant),+>(tiles, tile, x, out),
+                    6 => $function::<6, $($constant),+>(tiles, tile, x, out),
+                    7 => $function::<7, $($constant),+>(tiles, tile, x, out),
+                    _ => $function::<TOGETHER, $($constant),+>(tiles, tile, x, out),
                 }
             }
         };
     }
     checked(tiles, x, arithmetic);
+    let one = tiles.blocks_per_group == 1;
     match (arithmetic, tiles.bits) {
-        (Arithmetic::Int8, 2) => widths!(int8, 2),
-        (Arithmetic::Int8, 3) => widths!(int8, 3),
-        (Arithmetic::Int8, 4) => widths!(int8, 4),
-        (Arithmetic::Int8, _) => widths!(int8, 8),
+        (Arithmetic::Int8, 2) if one => widths!(int8, 2, true),
+        (Arithmetic::Int8, 2) => widths!(int8, 2, false),
+        (Arithmetic::Int8, 3) if one => widths!(int8, 3, true),
+        (Arithmetic::Int8, 3) => widths!(int8, 3, false),
+        (Arithmetic::Int8, 4) if one => widths!(int8, 4, true),
+        (Arithmetic::Int8, 4) => widths!(int8, 4, false),
+        (Arithmetic::Int8, _) if one => widths!(int8, 8, true),
+        (Arithmetic::Int8, _) => widths!(int8, 8, false),
         (Arithmetic::F32, 2) => widths!(float, 2),
         (Arithmetic::F32, 3) => widths!(float, 3),
         (Arithmetic::F32, 4) => widths!(float, 4),
@@ -165,8 +170,15 @@ fn ask<const BITS: usize>(registers: *const Register) {
 /// # Safety
 /// `checked` has been asked, and the tile exists.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn int8<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
-    let (blocks, groups, per_group) = (tiles.blocks(), tiles.groups(), tiles.blocks_per_group);
+unsafe fn int8<const N: usize, const BITS: usize, const ONE: bool>(
+    tiles: &Tiles,
+    tile: usize,
+    x: Group<'_>,
+    out: &mut [[f32; ROWS]],
+) {
+    // Of groups of one block the compiler keeps every sum in a register.
+    let per_group = if ONE { 1 } else { tiles.blocks_per_group };
+    let (blocks, groups) = (tiles.blocks(), tiles.groups());
     let start = Start::of(tiles, tile);
     let (codes, x_scales, x_sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
     let mut totals = [_mm512_setzero_ps(); N];
@@ -176,7 +188,8 @@ unsafe fn int8<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x:
         unsafe {
             let (scale, zero) = (scale!(start, group), start.zero(group));
             let mut sums = [_mm512_setzero_ps(); N];
-            for block in group * per_group..((group + 1) * per_group).min(blocks) {
+            let end = if ONE { group + 1 } else { ((group + 1) * per_group).min(blocks) };
+            for block in group * per_group..end {
                 let registers = start.codes.add(block * BITS);
                 if N == 1 {
                     ask::<BITS>(registers);
