@@ -15,7 +15,7 @@ struct Findings {
     threads: usize,
     read_gb_s: f64,
     f32_gflop_s: f64,
-    /// `null` while there is no integer kernel to measure.
+    /// `null` where this processor has no integer kernel.
     int8_gop_s: Option<f64>,
     devices: Vec<&'static str>,
 }
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Doctor) -> Result<()> {
             ["f32 matrix product".into(), rate(found.f32_gflop_s, "GFLOP/s")],
             [
                 "int8 matrix product".into(),
-                found.int8_gop_s.map_or("no kernel yet".into(), |value| rate(value, "GOP/s")),
+                found.int8_gop_s.map_or("no kernel for this processor".into(), |value| rate(value, "GOP/s")),
             ],
             ["devices (--device)".into(), found.devices.join(" ")],
         ],

@@ -10,7 +10,9 @@ use kindling_core::quantized::Granularity;
 use super::packed::{Packed, Scales};
 use super::to_tensor;
 use crate::kernels::tiles::{BLOCK, ROWS};
-use crate::kernels::{Activations, Arithmetic, Codes, Source, TileScales, Tiles, has_kernels, product};
+use crate::kernels::{
+    Activations, Arithmetic, Codes, Source, TileScales, Tiles, has_kernels, has_two_of_four_kernels, product,
+};
 
 /// From so many rows on f32 products go through the dense weight.
 const DENSE_FROM: usize = 64;
@@ -60,8 +62,11 @@ impl Tiled {
             order: order.clone(),
         };
         let scales = scales_of(packed.scales(), rows, groups, place);
-        let (arithmetic, name) = (arithmetic, packed.format_name());
-        Some(Self { tiles: Arc::new(Tiles::new(&source, scales)), arithmetic, name })
+        let tiles = Tiles::new(&source, scales);
+        // Pruned codes are read in three quarters of the bytes.
+        let pruned = if has_two_of_four_kernels(Arithmetic::Int8) { tiles.two_of_four() } else { None };
+        let name = if pruned.is_some() { format!("2:4 {}", packed.format_name()) } else { packed.format_name() };
+        Some(Self { tiles: Arc::new(pruned.unwrap_or(tiles)), arithmetic, name })
     }
 
     /// `[out, in]`.

@@ -8,7 +8,7 @@
 use std::arch::x86_64::*;
 
 use super::activations::{Arithmetic, Group, TOGETHER};
-use super::tiles::{BLOCK, ROWS, Register, TileScales, Tiles};
+use super::tiles::{BLOCK, ROWS, Register, TWO_OF_FOUR, TileScales, Tiles};
 
 /// Whether this processor runs these kernels.
 pub(super) fn available(arithmetic: Arithmetic) -> bool {
@@ -16,12 +16,19 @@ pub(super) fn available(arithmetic: Arithmetic) -> bool {
     base && (arithmetic == Arithmetic::F32 || is_x86_feature_detected!("avx512vnni"))
 }
 
+/// Whether it also runs those for two of four codes, which need VBMI2.
+pub(super) fn available_for_two_of_four(arithmetic: Arithmetic) -> bool {
+    available(arithmetic) && is_x86_feature_detected!("avx512vbmi2")
+}
+
 /// As [`scalar::tile`](super::scalar::tile).
 ///
 /// # Panics
 /// If the processor does not have the instructions.
 pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithmetic, out: &mut [[f32; ROWS]]) {
-    assert!(available(arithmetic), "called without its instructions");
+    let two_of_four = tiles.width == TWO_OF_FOUR;
+    let there = if two_of_four { available_for_two_of_four(arithmetic) } else { available(arithmetic) };
+    assert!(there, "called without its instructions");
     assert!(out.len() >= x.width && tile < tiles.tiles(), "a tile and its outputs");
     macro_rules! widths {
         ($function:ident, $($constant:literal),+) => {
@@ -42,7 +49,10 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
     }
     checked(tiles, x, arithmetic);
     let one = tiles.blocks_per_group == 1;
-    match (arithmetic, tiles.bits) {
+    match (arithmetic, tiles.width) {
+        (Arithmetic::Int8, TWO_OF_FOUR) if one => widths!(int8_two_of_four, 3, true),
+        (Arithmetic::Int8, TWO_OF_FOUR) => widths!(int8_two_of_four, 3, false),
+        (Arithmetic::F32, TWO_OF_FOUR) => widths!(float_two_of_four, 3),
         (Arithmetic::Int8, 2) if one => widths!(int8, 2, true),
         (Arithmetic::Int8, 2) => widths!(int8, 2, false),
         (Arithmetic::Int8, 3) if one => widths!(int8, 3, true),
@@ -154,6 +164,22 @@ unsafe fn quad<const BITS: usize>(registers: *const Register, quad: usize) -> __
     }
 }
 
+/// As [`quad`] for the three registers of two of four codes; the others are the middle of the grid.
+///
+/// # Safety
+/// The block has its three registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+unsafe fn quad_of_two<const REGISTERS: usize>(registers: *const Register, quad: usize) -> __m512i {
+    let bytes = registers.cast::<u8>();
+    // SAFETY: 128 bytes of codes, of which two quads share 32, and eight masks of 64 bits.
+    let (codes, mask) =
+        unsafe { (_mm256_load_si256(bytes.add(quad / 2 * 32).cast()), *bytes.add(128).cast::<u64>().add(quad)) };
+    let codes = if quad % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+    let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
+    _mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, _mm512_castsi256_si512(codes))
+}
+
 /// Asks for the registers of a block that comes later.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -165,99 +191,115 @@ fn ask<const BITS: usize>(registers: *const Register) {
     }
 }
 
-/// Sums in whole numbers.
-///
-/// # Safety
-/// `checked` has been asked, and the tile exists.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn int8<const N: usize, const BITS: usize, const ONE: bool>(
-    tiles: &Tiles,
-    tile: usize,
-    x: Group<'_>,
-    out: &mut [[f32; ROWS]],
-) {
-    // Of groups of one block the compiler keeps every sum in a register.
-    let per_group = if ONE { 1 } else { tiles.blocks_per_group };
-    let (blocks, groups) = (tiles.blocks(), tiles.groups());
-    let start = Start::of(tiles, tile);
-    let (codes, x_scales, x_sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
-    let mut totals = [_mm512_setzero_ps(); N];
-    for group in 0..groups {
-        // SAFETY: groups and blocks stay below those of the tile, which has 16 scales to a group; the inputs have `N` rows of
-        // as many blocks.
-        unsafe {
-            let (scale, zero) = (scale!(start, group), start.zero(group));
-            let mut sums = [_mm512_setzero_ps(); N];
-            let end = if ONE { group + 1 } else { ((group + 1) * per_group).min(blocks) };
-            for block in group * per_group..end {
-                let registers = start.codes.add(block * BITS);
-                if N == 1 {
-                    ask::<BITS>(registers);
-                }
-                let codes = codes.add(block * N * (BLOCK / 4)).cast::<i32>();
-                let mut dots = [_mm512_setzero_si512(); N];
-                for q in 0..BLOCK / 4 {
-                    let weights = quad::<BITS>(registers, q);
-                    for row in 0..N {
-                        let inputs = _mm512_set1_epi32(codes.add(q * N + row).read_unaligned());
-                        dots[row] = _mm512_dpbusd_epi32(dots[row], weights, inputs);
-                    }
-                }
-                for row in 0..N {
-                    let dot = _mm512_cvtepi32_ps(dots[row]);
-                    // Both below 2²⁴: exact.
-                    let dot = _mm512_fnmadd_ps(zero, _mm512_set1_ps(*x_sums.add(block * N + row)), dot);
-                    sums[row] = _mm512_fmadd_ps(dot, _mm512_set1_ps(*x_scales.add(block * N + row)), sums[row]);
-                }
-            }
-            for row in 0..N {
-                totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
-            }
-        }
-    }
-    for (total, out) in totals.iter().zip(out) {
-        // SAFETY: 64 bytes of the array.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
-    }
-}
-
-/// Sums in f32.
-///
-/// # Safety
-/// `checked` has been asked, and the tile exists.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn float<const N: usize, const BITS: usize>(tiles: &Tiles, tile: usize, x: Group<'_>, out: &mut [[f32; ROWS]]) {
-    let (blocks, groups, per_group) = (tiles.blocks(), tiles.groups(), tiles.blocks_per_group);
-    let start = Start::of(tiles, tile);
-    let values = x.values.as_ptr();
-    let mut totals = [_mm512_setzero_ps(); N];
-    for group in 0..groups {
-        // SAFETY: as above.
-        unsafe {
-            let (scale, zero) = (scale!(start, group), start.zero(group));
-            let mut sums = [_mm512_setzero_ps(); N];
-            for block in group * per_group..((group + 1) * per_group).min(blocks) {
-                let registers = start.codes.add(block * BITS);
-                let values = values.add(block * N * BLOCK);
-                for q in 0..BLOCK / 4 {
-                    let mut codes = quad::<BITS>(registers, q);
-                    for i in 4 * q..4 * q + 4 {
-                        let code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255)));
-                        codes = _mm512_srli_epi32::<8>(codes);
-                        let weight = _mm512_sub_ps(code, zero);
+/// Defines the two kernels over one way to read codes, `BITS` registers to a block.
+macro_rules! kernels {
+    ($quad:ident: $int8:ident with $features_int8:literal, $float:ident with $features:literal) => {
+        /// Sums in whole numbers.
+        ///
+        /// # Safety
+        /// `checked` has been asked, and the tile exists.
+        #[target_feature(enable = $features_int8)]
+        unsafe fn $int8<const N: usize, const BITS: usize, const ONE: bool>(
+            tiles: &Tiles,
+            tile: usize,
+            x: Group<'_>,
+            out: &mut [[f32; ROWS]],
+        ) {
+            // Of groups of one block the compiler keeps every sum in a register.
+            let per_group = if ONE { 1 } else { tiles.blocks_per_group };
+            let (blocks, groups) = (tiles.blocks(), tiles.groups());
+            let start = Start::of(tiles, tile);
+            let (codes, x_scales, x_sums) = (x.codes.as_ptr(), x.scales.as_ptr(), x.sums.as_ptr());
+            let mut totals = [_mm512_setzero_ps(); N];
+            for group in 0..groups {
+                // SAFETY: groups and blocks stay below those of the tile, which has 16 scales to a group; the inputs have `N` rows of
+                // as many blocks.
+                unsafe {
+                    let (scale, zero) = (scale!(start, group), start.zero(group));
+                    let mut sums = [_mm512_setzero_ps(); N];
+                    let end = if ONE { group + 1 } else { ((group + 1) * per_group).min(blocks) };
+                    for block in group * per_group..end {
+                        let registers = start.codes.add(block * BITS);
+                        if N == 1 {
+                            ask::<BITS>(registers);
+                        }
+                        let codes = codes.add(block * N * (BLOCK / 4)).cast::<i32>();
+                        let mut dots = [_mm512_setzero_si512(); N];
+                        for q in 0..BLOCK / 4 {
+                            let weights = $quad::<BITS>(registers, q);
+                            for row in 0..N {
+                                let inputs = _mm512_set1_epi32(codes.add(q * N + row).read_unaligned());
+                                dots[row] = _mm512_dpbusd_epi32(dots[row], weights, inputs);
+                            }
+                        }
                         for row in 0..N {
-                            sums[row] = _mm512_fmadd_ps(weight, _mm512_set1_ps(*values.add(i * N + row)), sums[row]);
+                            let dot = _mm512_cvtepi32_ps(dots[row]);
+                            // Both below 2²⁴: exact.
+                            let dot = _mm512_fnmadd_ps(zero, _mm512_set1_ps(*x_sums.add(block * N + row)), dot);
+                            sums[row] = _mm512_fmadd_ps(dot, _mm512_set1_ps(*x_scales.add(block * N + row)), sums[row]);
                         }
                     }
+                    for row in 0..N {
+                        totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+                    }
                 }
             }
-            for row in 0..N {
-                totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+            for (total, out) in totals.iter().zip(out) {
+                // SAFETY: 64 bytes of the array.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
             }
         }
-    }
-    for (total, out) in totals.iter().zip(out) {
-        // SAFETY: 64 bytes of the array.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
-    }
+
+        /// Sums in f32.
+        ///
+        /// # Safety
+        /// `checked` has been asked, and the tile exists.
+        #[target_feature(enable = $features)]
+        unsafe fn $float<const N: usize, const BITS: usize>(
+            tiles: &Tiles,
+            tile: usize,
+            x: Group<'_>,
+            out: &mut [[f32; ROWS]],
+        ) {
+            let (blocks, groups, per_group) = (tiles.blocks(), tiles.groups(), tiles.blocks_per_group);
+            let start = Start::of(tiles, tile);
+            let values = x.values.as_ptr();
+            let mut totals = [_mm512_setzero_ps(); N];
+            for group in 0..groups {
+                // SAFETY: as above.
+                unsafe {
+                    let (scale, zero) = (scale!(start, group), start.zero(group));
+                    let mut sums = [_mm512_setzero_ps(); N];
+                    for block in group * per_group..((group + 1) * per_group).min(blocks) {
+                        let registers = start.codes.add(block * BITS);
+                        let values = values.add(block * N * BLOCK);
+                        for q in 0..BLOCK / 4 {
+                            let mut codes = $quad::<BITS>(registers, q);
+                            for i in 4 * q..4 * q + 4 {
+                                let code = _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255)));
+                                codes = _mm512_srli_epi32::<8>(codes);
+                                let weight = _mm512_sub_ps(code, zero);
+                                for row in 0..N {
+                                    sums[row] =
+                                        _mm512_fmadd_ps(weight, _mm512_set1_ps(*values.add(i * N + row)), sums[row]);
+                                }
+                            }
+                        }
+                    }
+                    for row in 0..N {
+                        totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+                    }
+                }
+            }
+            for (total, out) in totals.iter().zip(out) {
+                // SAFETY: 64 bytes of the array.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
+            }
+        }
+    };
 }
+kernels!(quad: int8 with "avx512f,avx512bw,avx512vnni", float with "avx512f,avx512bw");
+kernels!(
+    quad_of_two: int8_two_of_four with "avx512f,avx512bw,avx512vnni,avx512vbmi2",
+    float_two_of_four with "avx512f,avx512bw,avx512vbmi2"
+);

@@ -27,5 +27,5 @@ mod tests;
 
 pub use activations::{Activations, Arithmetic};
 pub use half_rows::{HalfRows, HalfType};
-pub use product::{has_kernels, product};
+pub use product::{has_kernels, has_two_of_four_kernels, product};
 pub use tiles::{Codes, Source, TileScales, Tiles};

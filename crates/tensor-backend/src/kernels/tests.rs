@@ -206,3 +206,34 @@ proptest! {
         check(&case(outputs, inputs, bits, [0, 32, 64, 128][wide], kind, symmetric, rows));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn two_of_four_codes_are_the_dense_ones(outputs in 1usize..70, inputs in 1usize..200, group in prop_oneof![Just(0usize), Just(32), Just(64)], rows in 1usize..20) {
+        let codes: Vec<u8> = numbers(outputs * inputs, 5).map(|n| (n % 16) as u8).collect();
+        // The first and the last of four stay, or whatever else chance says.
+        let code = |row: usize, i: usize| {
+            let kept = [[0, 3], [1, 2], [2, 3], [0, 1], [0, 2], [1, 3]][(row * 7 + i / 4 * 3) % 6];
+            if kept.contains(&(i % 4)) { codes[row * inputs + i] } else { 8 }
+        };
+        let group = if group == 0 { inputs } else { group };
+        let (groups, tiles) = (inputs.div_ceil(group), outputs.div_ceil(ROWS));
+        let source = Source { rows: outputs, cols: inputs, bits: 4, group, codes: Codes::Function(&code), zero: None, order: None };
+        let dense = Tiles::new(&source, TileScales::F32((0..tiles * groups * ROWS).map(|i| (i % 9) as f32 + 1.0).collect()));
+        let pruned = dense.two_of_four().expect("two of four are the middle");
+        prop_assert_eq!(dense.to_host(), pruned.to_host());
+        prop_assert!(pruned.bytes() < dense.bytes() && pruned.bits() == 4);
+        let weights = dense.to_host().into_iter().map(f64::from).collect();
+        let x = numbers(rows * inputs, 9).map(|n| (n % 2001) as f32 / 1000.0 - 1.0).collect();
+        let case = Case { tiles: pruned, weights, x, rows };
+        check(&case);
+    }
+}
+
+#[test]
+fn dense_codes_stay_dense() {
+    assert!(case(20, 70, 4, 32, 0, true, 1).tiles.two_of_four().is_none(), "three of four codes");
+    assert!(case(20, 70, 4, 32, 0, false, 1).tiles.two_of_four().is_none(), "zero points");
+    assert!(case(20, 70, 3, 32, 0, true, 1).tiles.two_of_four().is_none(), "three bits");
+}

@@ -4,6 +4,11 @@
 //! A block of 32 inputs of a tile is `bits` registers of 16 words. The word of a row holds `32 / bits` codes: code `4 q + j`
 //! lies in byte `j`, `q · bits` bits up, so that shifting a register by `q · bits` and masking leaves the four bytes that
 //! meet inputs `4 q … 4 q + 3`. Three bits are two registers of the low two bits and one of the high bits.
+//!
+//! Four bits of which two of four consecutive codes are the middle of the grid, as 2:4 pruning leaves them, take three
+//! registers in place of four: two with the other codes, quad by quad, two to a row, the even quads in the low and the odd
+//! ones in the high halves of the bytes; and one with 64 bits for every quad, which tell where of its four places each row's
+//! two codes stand.
 
 use half::{bf16, f16};
 use kindling_core::pack::code_at;
@@ -15,6 +20,14 @@ use super::pages::Pages;
 pub const ROWS: usize = 16;
 /// Inputs of a block.
 pub const BLOCK: usize = 32;
+
+/// The width of codes of four bits of which two of four are kept.
+pub(super) const TWO_OF_FOUR: u8 = 24;
+
+/// Registers of a block.
+fn registers_of(width: u8) -> usize {
+    if width == TWO_OF_FOUR { 3 } else { usize::from(width) }
+}
 
 /// Scales in the type they are stored in, tile by tile, group by group, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,10 +68,11 @@ pub struct Register(pub [u32; ROWS]);
 pub struct Tiles {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    pub(super) bits: u8,
+    /// Bits as they are held, or [`TWO_OF_FOUR`].
+    pub(super) width: u8,
     /// Blocks that share a scale.
     pub(super) blocks_per_group: usize,
-    /// `[tiles, blocks, bits]`.
+    /// `[tiles, blocks, registers of a block]`.
     pub(super) codes: Pages<Register>,
     /// `[tiles, groups, 16]`.
     pub(super) scales: TileScales,
@@ -125,8 +139,8 @@ impl Tiles {
         };
         assert_eq!(count, tiles * groups * ROWS, "scales");
         let width = Self::width_of(bits);
-        let mut codes = Pages::<Register>::zeroed(tiles * blocks * usize::from(width));
-        codes.par_chunks_mut((blocks * usize::from(width)).max(1)).enumerate().for_each(|(tile, registers)| {
+        let mut codes = Pages::<Register>::zeroed(tiles * blocks * registers_of(width));
+        codes.par_chunks_mut((blocks * registers_of(width)).max(1)).enumerate().for_each(|(tile, registers)| {
             for lane in 0..ROWS.min(rows - tile * ROWS) {
                 let row = tile * ROWS + lane;
                 match source.codes {
@@ -139,13 +153,13 @@ impl Tiles {
                         let per_row = (cols * usize::from(bits)).div_ceil(32);
                         let words = &words[row * per_row..][..per_row];
                         for place in 0..cols {
-                            let registers = &mut registers[place / BLOCK * usize::from(width)..];
+                            let registers = &mut registers[place / BLOCK * registers_of(width)..];
                             put(registers, width, lane, place % BLOCK, code_at(words, bits, place));
                         }
                     }
                     Codes::Function(code) => {
                         for place in 0..cols {
-                            let registers = &mut registers[place / BLOCK * usize::from(width)..];
+                            let registers = &mut registers[place / BLOCK * registers_of(width)..];
                             put(registers, width, lane, place % BLOCK, code(row, place));
                         }
                     }
@@ -162,15 +176,15 @@ impl Tiles {
                 .collect()
         });
         let middle = 1u8 << (bits - 1);
-        Self { rows, cols, bits: width, blocks_per_group, codes, scales, zeros, middle, order: source.order.clone() }
+        Self { rows, cols, width, blocks_per_group, codes, scales, zeros, middle, order: source.order.clone() }
     }
 
     /// The rows of all `parts`, one after the other; `None` where they do not fit together.
     pub fn stacked(parts: &[&Tiles]) -> Option<Self> {
         let (first, last) = (*parts.first()?, parts.len() - 1);
         let like_first = |part: &&Tiles| {
-            (part.cols, part.bits, part.blocks_per_group, part.middle)
-                == (first.cols, first.bits, first.blocks_per_group, first.middle)
+            (part.cols, part.width, part.blocks_per_group, part.middle)
+                == (first.cols, first.width, first.blocks_per_group, first.middle)
                 && part.order == first.order
                 && part.zeros.is_some() == first.zeros.is_some()
         };
@@ -192,9 +206,9 @@ impl Tiles {
         }
         let codes: Vec<&[Register]> = parts.iter().map(|part| &part.codes[..]).collect();
         let rows = parts.iter().map(|part| part.rows).sum();
-        let (cols, bits, blocks_per_group, middle) = (first.cols, first.bits, first.blocks_per_group, first.middle);
+        let (cols, width, blocks_per_group, middle) = (first.cols, first.width, first.blocks_per_group, first.middle);
         let (codes, order) = (Pages::joined(&codes), first.order.clone());
-        Some(Self { rows, cols, bits, blocks_per_group, codes, scales, zeros, middle, order })
+        Some(Self { rows, cols, width, blocks_per_group, codes, scales, zeros, middle, order })
     }
 
     /// `[out, in]`.
@@ -204,7 +218,48 @@ impl Tiles {
 
     /// Bits of a code as it is held.
     pub fn bits(&self) -> u8 {
-        self.bits
+        if self.width == TWO_OF_FOUR { 4 } else { self.width }
+    }
+
+    /// The same matrix without the half of its codes that is the middle of the grid; `None` where fewer than two of four
+    /// consecutive codes are, or the grid is not of four bits around one middle.
+    pub fn two_of_four(&self) -> Option<Self> {
+        if self.width != 4 || self.zeros.is_some() {
+            return None;
+        }
+        let kept = |codes: &[u8]| codes.iter().filter(|&&code| code != self.middle).count() <= 2;
+        let fits = |row: usize| {
+            (0..self.blocks()).all(|block| {
+                let codes = codes_of::<4>(&self.tile(row / ROWS)[4 * block..][..4], row % ROWS);
+                codes[..BLOCK.min(self.cols - block * BLOCK)].chunks(4).all(kept)
+            })
+        };
+        if !(0..self.rows).into_par_iter().all(fits) {
+            return None;
+        }
+        let (wide, narrow) = (4, registers_of(TWO_OF_FOUR));
+        let mut codes = Pages::<Register>::zeroed(self.codes.len() / wide * narrow);
+        let blocks = codes.par_chunks_mut(narrow).zip(self.codes.par_chunks(wide)).enumerate();
+        blocks.for_each(|(i, (registers, dense))| {
+            let inputs = BLOCK.min(self.cols - i % self.blocks() * BLOCK);
+            for lane in 0..ROWS {
+                let mut codes = codes_of::<4>(dense, lane);
+                // What lies beyond the matrix is nothing to keep.
+                codes[inputs..].fill(self.middle);
+                if i / self.blocks() * ROWS + lane >= self.rows {
+                    codes.fill(self.middle);
+                }
+                for (quad, codes) in codes.chunks(4).enumerate() {
+                    put_two(registers, lane, quad, codes, self.middle);
+                }
+            }
+        });
+        Some(Self { width: TWO_OF_FOUR, codes, ..self.clone_without_codes() })
+    }
+
+    fn clone_without_codes(&self) -> Self {
+        let (scales, zeros, order) = (self.scales.clone(), self.zeros.clone(), self.order.clone());
+        Self { codes: Pages::zeroed(0), scales, zeros, order, ..*self }
     }
 
     /// Bytes in memory, padding included.
@@ -235,14 +290,17 @@ impl Tiles {
 
     /// The registers of a tile.
     pub(super) fn tile(&self, tile: usize) -> &[Register] {
-        let size = self.blocks() * usize::from(self.bits);
+        let size = self.blocks() * registers_of(self.width);
         &self.codes[tile * size..][..size]
     }
 
     /// The code of a place: the plain way to read what [`Tiles::new`] laid out.
     pub(super) fn code(&self, row: usize, place: usize) -> u8 {
-        let registers = &self.tile(row / ROWS)[place / BLOCK * usize::from(self.bits)..];
-        get(registers, self.bits, row % ROWS, place % BLOCK)
+        let registers = &self.tile(row / ROWS)[place / BLOCK * registers_of(self.width)..];
+        if self.width == TWO_OF_FOUR {
+            return get_of_two(registers, row % ROWS, place % BLOCK, self.middle);
+        }
+        get(registers, self.width, row % ROWS, place % BLOCK)
     }
 
     pub(super) fn scale(&self, row: usize, group: usize) -> f32 {
@@ -272,18 +330,19 @@ impl Tiles {
 
     /// A row whose inputs stand in their own order.
     fn unfold_row(&self, row: usize, values: &mut [f32]) {
-        let (width, lane) = (usize::from(self.bits), row % ROWS);
+        let (width, lane) = (registers_of(self.width), row % ROWS);
         let per_group = self.blocks_per_group * BLOCK;
         let registers = self.tile(row / ROWS);
         for (group, values) in values.chunks_mut(per_group).enumerate() {
             let (scale, zero) = (self.scale(row, group), f32::from(self.zero(row, group)));
             for (block, values) in values.chunks_mut(BLOCK).enumerate() {
                 let registers = &registers[(group * self.blocks_per_group + block) * width..][..width];
-                let codes = match width {
+                let codes = match self.width {
                     2 => codes_of::<2>(registers, lane),
                     4 => codes_of::<4>(registers, lane),
                     8 => codes_of::<8>(registers, lane),
-                    _ => std::array::from_fn(|i| get(registers, self.bits, lane, i)),
+                    TWO_OF_FOUR => std::array::from_fn(|i| get_of_two(registers, lane, i, self.middle)),
+                    _ => std::array::from_fn(|i| get(registers, self.width, lane, i)),
                 };
                 values.iter_mut().zip(codes).for_each(|(value, code)| *value = scale * (f32::from(code) - zero));
             }
@@ -330,6 +389,32 @@ fn spot(width: u8, i: usize) -> (usize, u32) {
     let (per_word, bits) = (32 / usize::from(width), u32::from(width));
     let (word, i) = (i / per_word, i % per_word);
     (word, 8 * (i % 4) as u32 + bits * (i / 4) as u32)
+}
+
+/// Puts a quad of a lane of which at most two codes are not `middle`. Two are always kept: the place of a code follows from
+/// the number of those before.
+fn put_two(registers: &mut [Register], lane: usize, quad: usize, codes: &[u8], middle: u8) {
+    let mut kept: Vec<usize> = (0..4).filter(|&j| codes[j] != middle).collect();
+    kept.extend((0..4).filter(|&j| codes[j] == middle).take(2 - kept.len()));
+    kept.sort_unstable();
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(registers);
+    for (rank, &j) in kept.iter().enumerate() {
+        bytes[32 * (quad / 2) + 2 * lane + rank] |= codes[j] << (4 * (quad % 2));
+        let bit = 4 * lane + j;
+        bytes[128 + 8 * quad + bit / 8] |= 1 << (bit % 8);
+    }
+}
+
+/// The plain way to read what [`put_two`] put.
+fn get_of_two(registers: &[Register], lane: usize, i: usize, middle: u8) -> u8 {
+    let (quad, j) = (i / 4, i % 4);
+    let bytes: &[u8] = bytemuck::cast_slice(registers);
+    let mask = bytes[128 + 8 * quad + lane / 2] >> (4 * (lane % 2)) & 15;
+    if mask >> j & 1 == 0 {
+        return middle;
+    }
+    let rank = (mask & ((1 << j) - 1)).count_ones() as usize;
+    bytes[32 * (quad / 2) + 2 * lane + rank] >> (4 * (quad % 2)) & 15
 }
 
 fn put(registers: &mut [Register], width: u8, lane: usize, i: usize, code: u8) {
