@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// How the rate falls after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
     /// Half a cosine.
@@ -13,9 +13,9 @@ pub enum Decay {
     Linear,
     /// Not at all.
     Constant,
-    /// Not until four fifths of the steps are done, then in a straight line: a run can be made longer without another
+    /// Not until this share of the steps is done, then in a straight line: a run can be made longer without another
     /// beginning.
-    Late,
+    Late(f64),
 }
 
 /// Linear warm-up from 0, then a decay to `last · peak` at the last step.
@@ -50,7 +50,7 @@ impl Schedule {
             Decay::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
             Decay::Linear => 1.0 - done,
             Decay::Constant => 1.0,
-            Decay::Late => (5.0 * (1.0 - done)).min(1.0),
+            Decay::Late(kept) => ((1.0 - done) / (1.0 - kept).max(f64::MIN_POSITIVE)).min(1.0),
         };
         self.peak * warm * (self.last + (1.0 - self.last) * left)
     }
@@ -68,7 +68,7 @@ mod tests {
         assert!((s.rate(100) - 0.2).abs() < 1e-12 && (s.rate(500) - 0.2).abs() < 1e-12);
         let constant = Schedule { decay: Decay::Constant, warmup: 4, ..s };
         assert_eq!([0, 1, 3, 99].map(|i| constant.rate(i)), [0.5, 1.0, 2.0, 2.0]);
-        let late = Schedule { decay: Decay::Late, last: 0.0, ..s };
+        let late = Schedule { decay: Decay::Late(0.8), last: 0.0, ..s };
         for (step, rate) in [(0, 2.0), (79, 2.0), (80, 2.0), (90, 1.0), (100, 0.0)] {
             assert!((late.rate(step) - rate).abs() < 1e-12, "{step}");
         }

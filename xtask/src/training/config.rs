@@ -147,6 +147,13 @@ impl Pretraining {
         if config.train.micro_rows == 0 || config.train.checkpoint_every == 0 {
             return Err(user(format!("{name}: `micro_rows` and `checkpoint_every` must be above 0")));
         }
+        if let Decay::Late(share) = config.train.decay
+            && !(0.0..=1.0).contains(&share)
+        {
+            return Err(user(format!(
+                "{name}: `decay`: late after {share} of the steps: a share between 0 and 1 is needed"
+            )));
+        }
         let given = config.tokenizer == TokenizerPart::Given;
         match from {
             Some(from) if !config.model.is_empty() || !given => {

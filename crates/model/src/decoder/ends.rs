@@ -20,6 +20,7 @@ pub(super) fn scaled(x: Tensor<3>, spec: &Spec) -> Tensor<3> {
 
 /// The table of embeddings.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one per model")]
 enum Table {
     Full(Tensor<2>),
     /// In 16 bits, where it has no more digits.

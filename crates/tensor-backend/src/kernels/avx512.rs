@@ -175,7 +175,7 @@ unsafe fn quad_of_two<const REGISTERS: usize>(registers: *const Register, quad: 
     // SAFETY: 128 bytes of codes, of which two quads share 32, and eight masks of 64 bits.
     let (codes, mask) =
         unsafe { (_mm256_load_si256(bytes.add(quad / 2 * 32).cast()), *bytes.add(128).cast::<u64>().add(quad)) };
-    let codes = if quad % 2 == 0 { codes } else { _mm256_srli_epi16::<4>(codes) };
+    let codes = if quad.is_multiple_of(2) { codes } else { _mm256_srli_epi16::<4>(codes) };
     let codes = _mm256_and_si256(codes, _mm256_set1_epi8(15));
     _mm512_mask_expand_epi8(_mm512_set1_epi8(8), mask, _mm512_castsi256_si512(codes))
 }

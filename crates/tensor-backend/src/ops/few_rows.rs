@@ -69,20 +69,20 @@ mod avx512 {
                 unsafe {
                     for at in (0..whole).step_by(LANES) {
                         let k = _mm512_loadu_ps(k.as_ptr().add(key + at));
-                        for r in 0..R {
-                            own[r] = _mm512_fmadd_ps(_mm512_loadu_ps(q.as_ptr().add(r * width + at)), k, own[r]);
+                        for (r, own) in own.iter_mut().enumerate() {
+                            *own = _mm512_fmadd_ps(_mm512_loadu_ps(q.as_ptr().add(r * width + at)), k, *own);
                         }
                     }
                     if tail != 0 {
                         let k = _mm512_maskz_loadu_ps(tail, k.as_ptr().add(key + whole));
-                        for r in 0..R {
+                        for (r, own) in own.iter_mut().enumerate() {
                             let q = _mm512_maskz_loadu_ps(tail, q.as_ptr().add(r * width + whole));
-                            own[r] = _mm512_fmadd_ps(q, k, own[r]);
+                            *own = _mm512_fmadd_ps(q, k, *own);
                         }
                     }
                 }
-                for r in 0..R {
-                    sums[r * per_step + j] = own[r];
+                for (r, own) in own.into_iter().enumerate() {
+                    sums[r * per_step + j] = own;
                 }
             }
             let mut found = [0.0f32; TOGETHER];
