@@ -1,7 +1,7 @@
 //! Memory for weights: large buffers lie in large pages where the system has them.
 //!
 //! A product with one row reads every weight once. In pages of 4 KiB the processor looks up an address for every 64 lines of
-//! its cache, and prefetches no further than the page; in pages of 2 MiB the same loop runs a third faster.
+//! its cache, and prefetches no further than the page.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
