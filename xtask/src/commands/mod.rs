@@ -67,11 +67,15 @@ fn named_model(model: &Option<PathBuf>) -> PathBuf {
 
 /// A model with its adapter, if there is one.
 fn load(files: &ModelFiles, adapter: Option<&Path>, inputs: Inputs, device: &Device) -> Result<Decoder> {
-    let mut model = Decoder::load_dense(files, device)?;
-    if let Some(dir) = adapter {
-        kindling_model::adapter::load(&mut model, dir)?;
-    }
-    model.prepare()?;
+    let mut model = match adapter {
+        None => Decoder::load(files, device)?,
+        Some(dir) => {
+            let mut model = Decoder::load_dense(files, device)?;
+            kindling_model::adapter::load(&mut model, dir)?;
+            model.prepare()?;
+            model
+        }
+    };
     model.set_arithmetic(inputs.arithmetic());
     Ok(model)
 }

@@ -24,7 +24,7 @@ use crate::cli::Pretrain;
 use crate::error::{OrUser, user};
 use crate::report::format::count;
 use crate::tasks::{Accuracy, accuracies};
-use crate::training::config::{Pretraining, TokenizerPart};
+use crate::training::config::{Pretraining, Stage, TokenizerPart};
 use crate::training::taught::copy_beside_weights;
 use crate::training::texts::{self, Named};
 use crate::training::{curve, folder, run};
@@ -70,6 +70,12 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     }
     let (learnt, held_out) =
         if args.text.is_empty() { Default::default() } else { texts::read(&args.text, &args.hold_out)? };
+    if let (Some(from), false) = (&from, tasks.is_empty())
+        && from.spec().vocab_size != vocabulary::SIZE
+    {
+        let (dir, found) = (from.dir(), from.spec().vocab_size);
+        return Err(user(format!("{}: {found} tokens; a model of tasks has {}", dir.display(), vocabulary::SIZE)));
+    }
     let given = match (&args.rows, &from) {
         (Some(path), Some(from)) => Some(given_rows(path, &config, from.spec().vocab_size)?),
         _ => None,
@@ -184,7 +190,7 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         command: std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word),
     };
     if !tasks.is_empty() {
-        let lengths: BTreeSet<usize> = config.stage.iter().filter_map(|stage| stage.context).collect();
+        let lengths: BTreeSet<usize> = config.stage.iter().flat_map(Stage::contexts).collect();
         cx.progress().begin("answering tasks", lengths.len() as u64);
         for context in lengths {
             evaluation.tasks.extend(accuracies(trainer.model(), &tasks, context, EXAMPLES, config.seed)?);
@@ -260,12 +266,16 @@ impl Batches for Tasks {
     fn rows(&self, step: u64) -> Vec<Row> {
         let (index, _) = self.config.stage_of(step);
         let stage = &self.config.stage[index];
-        let context = stage.context.unwrap_or(64);
+        let contexts = stage.contexts();
         let other = if let TokenizerPart::Tasks { other, .. } = self.config.tokenizer { other } else { 0.0 };
-        let fitting: Vec<Task> = self.tasks[index].iter().copied().filter(|task| task.fits(context)).collect();
         let row = |i: usize| {
             let mut rng = ChaCha8Rng::seed_from_u64(self.config.seed);
             rng.set_stream(step << 16 | i as u64);
+            let context = match contexts[..] {
+                [context] => context,
+                _ => contexts[(rng.next_u64() % contexts.len() as u64) as usize],
+            };
+            let fitting: Vec<Task> = self.tasks[index].iter().copied().filter(|task| task.fits(context)).collect();
             let task = fitting[(rng.next_u64() % fitting.len() as u64) as usize];
             let (mut ids, mut weights) = generate_example(task, context, None, &mut rng).sequence(other);
             ids.resize(stage.length + 1, vocabulary::PAD);

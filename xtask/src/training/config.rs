@@ -101,12 +101,20 @@ pub(crate) struct Stage {
     /// Tokens of context of a task; a row has room for question and answer behind it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
+    /// Contexts that rows have in place of it, each as often: what was learnt at one length is soon forgotten at another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shorter: Vec<usize>,
     /// The tasks of this stage, in place of those of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
 }
 
 impl Stage {
+    /// The contexts of its rows; none for a text.
+    pub(crate) fn contexts(&self) -> Vec<usize> {
+        self.context.into_iter().chain(self.shorter.iter().copied()).collect()
+    }
+
     /// Whole steps, at least one.
     pub(crate) fn steps(&self) -> u64 {
         (self.tokens / (self.rows * self.length).max(1) as u64).max(1)
@@ -156,7 +164,7 @@ impl Pretraining {
         }
         let given = config.tokenizer == TokenizerPart::Given;
         match from {
-            Some(from) if !config.model.is_empty() || !given => {
+            Some(from) if !config.model.is_empty() || matches!(config.tokenizer, TokenizerPart::Learnt { .. }) => {
                 let from = from.display();
                 return Err(user(format!("{name}: leave out [model] and [tokenizer]: both come from --from {from}")));
             }
@@ -175,6 +183,16 @@ impl Pretraining {
         for (i, stage) in config.stage.iter().enumerate() {
             match stage.context {
                 Some(context) if with_tasks => {
+                    if let Some(short) = stage
+                        .shorter
+                        .iter()
+                        .find(|&&short| short >= context || !stage_tasks[i].iter().any(|task| task.fits(short)))
+                    {
+                        let i = i + 1;
+                        return Err(user(format!(
+                            "{name}: stage {i}: `shorter`: {short}: below {context}, and enough for a task, is needed"
+                        )));
+                    }
                     let fitting = stage_tasks[i].iter().filter(|task| task.fits(context));
                     let Some(room) = fitting.map(|task| task.room()).max() else {
                         return Err(user(format!("{name}: stage {}: no task fits a context of {context}", i + 1)));

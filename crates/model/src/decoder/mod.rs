@@ -19,6 +19,7 @@ use std::sync::Mutex;
 
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use kindling_core::{KvStore, Tap};
+use rayon::prelude::*;
 
 pub use block::DecoderBlock;
 pub use ends::{Ends, Head};
@@ -84,7 +85,8 @@ impl Clone for Decoder {
 impl Decoder {
     /// Loads every block of a checkpoint as its files hold it: pruned weights stay dense, so that they can be trained.
     pub fn load_dense(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let blocks = (0..files.spec().blocks.len()).map(|i| files.block(i, device)).collect::<Result<_>>()?;
+        let blocks = (0..files.spec().blocks.len()).into_par_iter().map(|i| files.block(i, device));
+        let blocks = blocks.collect::<Result<_>>()?;
         let (spec, ends) = (files.spec().clone(), files.ends(device)?);
         Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
     }
@@ -92,17 +94,27 @@ impl Decoder {
     /// Loads every block of a checkpoint to run it: pruned weights, which files hold dense, become sparse again, packed ones
     /// are laid out for the processor.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
-        let mut model = Self::load_dense(files, device)?;
-        model.prepare()?;
-        Ok(model)
+        // Block by block: what files hold is let go before all is laid out.
+        let block = |i: usize| {
+            let mut block = files.block(i, device)?;
+            block.repack(device)?;
+            block.stack();
+            Ok(block)
+        };
+        let blocks = (0..files.spec().blocks.len()).into_par_iter().map(block).collect::<Result<_>>()?;
+        let (spec, mut ends) = (files.spec().clone(), files.ends(device)?);
+        ends.prepare()?;
+        Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
     }
 
     /// Does to a model of [`load_dense`](Self::load_dense) what [`load`](Self::load) does. Adapters must be there before.
     pub fn prepare(&mut self) -> Result<()> {
-        for block in &mut self.blocks {
-            block.repack(&self.device)?;
+        let device = &self.device;
+        self.blocks.par_iter_mut().try_for_each(|block| {
+            block.repack(device)?;
             block.stack();
-        }
+            Ok::<_, ModelError>(())
+        })?;
         self.ends.prepare()
     }
 

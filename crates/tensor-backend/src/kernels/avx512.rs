@@ -21,14 +21,17 @@ pub(super) fn available_for_two_of_four(arithmetic: Arithmetic) -> bool {
     available(arithmetic) && is_x86_feature_detected!("avx512vbmi2")
 }
 
+/// Whether it runs them on this matrix.
+pub(super) fn runs(tiles: &Tiles, arithmetic: Arithmetic) -> bool {
+    if tiles.width == TWO_OF_FOUR { available_for_two_of_four(arithmetic) } else { available(arithmetic) }
+}
+
 /// As [`scalar::tile`](super::scalar::tile).
 ///
 /// # Panics
 /// If the processor does not have the instructions.
 pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithmetic, out: &mut [[f32; ROWS]]) {
-    let two_of_four = tiles.width == TWO_OF_FOUR;
-    let there = if two_of_four { available_for_two_of_four(arithmetic) } else { available(arithmetic) };
-    assert!(there, "called without its instructions");
+    assert!(runs(tiles, arithmetic), "called without its instructions");
     assert!(out.len() >= x.width && tile < tiles.tiles(), "a tile and its outputs");
     macro_rules! widths {
         ($function:ident, $($constant:literal),+) => {

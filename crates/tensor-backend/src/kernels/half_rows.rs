@@ -4,7 +4,7 @@
 //! A few rows of inputs meet the matrix as it lies, at the pace of the memory. For many rows stretches of it are unfolded
 //! into a buffer that stays in the cache, and multiplied as f32.
 
-use half::{bf16, f16};
+use half::f16;
 use rayon::prelude::*;
 
 use super::pages::Pages;
@@ -39,19 +39,24 @@ pub struct HalfRows {
 impl HalfRows {
     /// Takes a row-major matrix if bf16, or else f16, holds every value of it exactly.
     pub fn exactly(values: &[f32], rows: usize, cols: usize) -> Option<Self> {
-        let holds = |exact: fn(f32) -> bool| values.par_iter().all(|&value| exact(value));
-        let kind = match () {
-            () if values.len() != rows * cols => return None,
-            () if holds(|value| value.to_bits() & 0xffff == 0) => HalfType::BF16,
-            () if holds(|value| f16::from_f32(value).to_f32() == value) => HalfType::F16,
-            () => return None,
+        if values.len() != rows * cols {
+            return None;
+        }
+        // Without a way out in the middle the loops become vector instructions.
+        let all_bf16 = |part: &[f32]| part.iter().fold(0, |bits, value| bits | value.to_bits() & 0xffff) == 0;
+        let all_f16 = |part: &[f32]| part.iter().all(|&value| f16::from_f32(value).to_f32() == value);
+        let kind = if values.par_chunks(PART).all(all_bf16) {
+            HalfType::BF16
+        } else if values.par_chunks(PART).all(all_f16) {
+            HalfType::F16
+        } else {
+            return None;
         };
-        let encoded = |value: &f32| match kind {
-            HalfType::BF16 => bf16::from_f32(*value).to_bits(),
-            HalfType::F16 => f16::from_f32(*value).to_bits(),
-        };
-        let mut held = Pages::zeroed(values.len());
-        held.par_iter_mut().zip(values).for_each(|(held, value)| *held = encoded(value));
+        let mut held = Pages::<u16>::zeroed(values.len());
+        held.par_chunks_mut(PART).zip(values.par_chunks(PART)).for_each(|(held, values)| match kind {
+            HalfType::BF16 => held.iter_mut().zip(values).for_each(|(held, x)| *held = (x.to_bits() >> 16) as u16),
+            HalfType::F16 => held.iter_mut().zip(values).for_each(|(held, &x)| *held = f16::from_f32(x).to_bits()),
+        });
         Some(Self { rows, cols, kind, values: held })
     }
 
@@ -220,6 +225,7 @@ loops!(dot_f16, unfold_f16, from_f16);
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;

@@ -6,7 +6,7 @@ use super::activations::{Activations, Arithmetic, TOGETHER};
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::scalar;
-use super::tiles::{ROWS, TWO_OF_FOUR, Tiles};
+use super::tiles::{ROWS, Tiles};
 
 /// Bytes of weights that a thread takes at a time at least.
 const PART: usize = 1 << 16;
@@ -76,12 +76,7 @@ fn put(row: &mut [f32], tile: usize, found: &[f32; ROWS]) {
 fn one(tiles: &Tiles, tile: usize, x: &Activations, first: usize, out: &mut [[f32; ROWS]]) {
     let (group, arithmetic) = (x.group(first), x.arithmetic);
     #[cfg(target_arch = "x86_64")]
-    let available = match tiles.width {
-        TWO_OF_FOUR => avx512::available_for_two_of_four,
-        _ => avx512::available,
-    };
-    #[cfg(target_arch = "x86_64")]
-    if available(arithmetic) {
+    if avx512::runs(tiles, arithmetic) {
         return avx512::tile(tiles, tile, group, arithmetic, out);
     }
     scalar::tile(tiles, tile, group, arithmetic, out);
