@@ -257,6 +257,26 @@ fn tasks_are_learnt_without_a_text() {
     let tasks = found["tasks"].as_array().unwrap();
     assert_eq!(tasks.len(), 2);
     assert_eq!((&tasks[0]["task"], &tasks[0]["context"]), (&json!("niah_single"), &json!(64)));
+
+    // Going on from it, with rows of two lengths.
+    let after = |stages: &str| format!("[tokenizer]\ntasks = [\"niah_single\", \"copy\"]\n{stages}");
+    let config = fs::read_to_string(&config).unwrap();
+    let stages = &config[config.find("[train]").unwrap()..];
+    let two = stages.replace("context = 64", "context = 64\nshorter = [48]");
+    let more = desk.file("more.toml", after(&two));
+    let found = xtask(&["pretrain", "--config", &more, "--from", &out, "--out", &desk.arg("more"), "--json"]).json();
+    let contexts: Vec<u64> =
+        found["tasks"].as_array().unwrap().iter().map(|t| t["context"].as_u64().unwrap()).collect();
+    assert_eq!(contexts, [48, 48, 64, 64]);
+    for shorter in ["64", "5"] {
+        let wrong = desk.file("wrong.toml", after(&two.replace("[48]", &format!("[{shorter}]"))));
+        let arguments = ["pretrain", "--config", &wrong, "--from", &out, "--out", &desk.arg("wrong")];
+        assert!(xtask(&arguments).mistake().contains(&format!("`shorter`: {shorter}: below 64")));
+    }
+    let school = School::new();
+    let text_model = school.pretrained("first");
+    let arguments = ["pretrain", "--config", &more, "--from", &text_model, "--out", &desk.arg("other")];
+    assert!(xtask(&arguments).mistake().contains("264 tokens; a model of tasks has 256"));
 }
 
 #[test]
