@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::CheckpointError;
 
-pub use codec::{decode, decode_packed, encode};
+pub use codec::{PackedCodes, decode, decode_packed, encode};
 pub use config::{QuantizationConfig, config_json};
 
 /// How the weight of one module is quantised.

@@ -1,8 +1,7 @@
 //! One quantised matrix to its tensors on disk and back.
 
-use kindling_core::pack::{code_at, pack_into, words_for};
+use kindling_core::pack::{code_at, pack_into, unpack_rows, words_for};
 use kindling_core::{Granularity, Quantized, ScaleType};
-use kindling_tensor_backend::formats::{Packed, Scales};
 
 use super::{ActOrder, CompressedTensorsError, Scheme};
 use crate::checkpoint::{Checkpoint, DType, OutTensor, TensorView, decode_i32, decode_i64, decode_u32, encode_f32};
@@ -67,8 +66,35 @@ pub fn encode(module: &str, quantized: &Quantized) -> Vec<OutTensor<'static>> {
 /// # Errors
 /// As [`decode_packed`].
 pub fn decode(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<Quantized> {
-    let packed = decode_packed(checkpoint, module, scheme)?;
-    packed.to_quantized().map_err(|error| broken(module, error.to_string()))
+    let PackedCodes { rows, cols, bits, granularity, words, scale_type, scales, zeros, group_index } =
+        decode_packed(checkpoint, module, scheme)?;
+    let codes = unpack_rows(&words, rows, cols, bits).map_err(|error| broken(module, error.to_string()))?;
+    let quantized = Quantized { rows, cols, bits, granularity, scale_type, codes, scales, zeros, group_index };
+    quantized.validate().map_err(|error| broken(module, error.to_string()))?;
+    Ok(quantized)
+}
+
+/// A matrix as its tensors hold it: the fields are those of [`Quantized`], but the codes stay packed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PackedCodes {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Bits per code.
+    pub bits: u8,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// `⌈cols · bits / 32⌉` words per row, see [`kindling_core::pack`].
+    pub words: Vec<u32>,
+    /// The type of the scales.
+    pub scale_type: ScaleType,
+    /// `[rows, groups]`, or one.
+    pub scales: Vec<f32>,
+    /// Zero points like the scales; `None` for a symmetric grid.
+    pub zeros: Option<Vec<u8>>,
+    /// The group of every input where groups are not consecutive.
+    pub group_index: Option<Vec<u32>>,
 }
 
 fn broken(module: &str, reason: String) -> CompressedTensorsError {
@@ -79,7 +105,7 @@ fn broken(module: &str, reason: String) -> CompressedTensorsError {
 ///
 /// # Errors
 /// A tensor is missing, has another type or shape than `scheme` asks for, or holds impossible values.
-pub fn decode_packed(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<Packed> {
+pub fn decode_packed(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> Result<PackedCodes> {
     let tensor = |name: &str| checkpoint.tensor(&format!("{module}.{name}"));
     let broken = |reason: String| broken(module, reason);
     let absent = |name: &str, why: &str| {
@@ -143,11 +169,7 @@ pub fn decode_packed(checkpoint: &Checkpoint, module: &str, scheme: &Scheme) -> 
         absent("weight_g_idx", "has no activation order by groups")?;
         None
     };
-    let Some(scales) = Scales::new(&scales, scale_type) else {
-        return Err(broken("`weight_scale` holds values that its own type does not".into()));
-    };
-    Packed::from_words([rows, cols], bits, granularity, words, scales, zeros, group_index)
-        .map_err(|error| broken(error.to_string()))
+    Ok(PackedCodes { rows, cols, bits, granularity, words, scale_type, scales, zeros, group_index })
 }
 
 /// The two positive numbers of `weight_shape`.

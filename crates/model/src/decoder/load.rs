@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
 use kindling_core::OutputHead;
-use kindling_tensor_backend::formats::{Dense, Packed, Weight};
+use kindling_tensor_backend::formats::{Dense, Packed, Scales, Weight};
 
 use super::attention::{Attention, Inputs, LatentQuery};
 use super::block::{DecoderBlock, Mlp};
@@ -13,7 +13,7 @@ use super::experts::Experts;
 use super::mlp::{GateUp, GatedMlp};
 use super::{Projection, RmsNorm};
 use crate::checkpoint::{Checkpoint, DType};
-use crate::compressed_tensors::{QuantizationConfig, Scheme, decode_packed};
+use crate::compressed_tensors::{CompressedTensorsError, PackedCodes, QuantizationConfig, Scheme, decode_packed};
 use crate::config::{self, AttentionSpec, ExpertGating, MlpSpec, QkNorm, Spec};
 use crate::error::{ModelError, Result};
 use crate::layers::{
@@ -259,16 +259,21 @@ impl ModelFiles {
 
     /// The packed weight of a module, which must have this shape.
     fn packed(&self, module: &str, scheme: &Scheme, rows: usize, cols: usize) -> Result<Packed> {
-        let packed = decode_packed(&self.checkpoint, module, scheme)?;
-        if packed.shape() != [rows, cols] {
+        let found = decode_packed(&self.checkpoint, module, scheme)?;
+        if [found.rows, found.cols] != [rows, cols] {
             return Err(ModelError::Shape {
                 dir: self.dir(),
                 tensor: format!("{module}.weight_packed"),
                 expected: vec![rows, cols],
-                found: packed.shape().to_vec(),
+                found: vec![found.rows, found.cols],
             });
         }
-        Ok(packed)
+        let PackedCodes { bits, granularity, words, scale_type, scales, zeros, group_index, .. } = found;
+        let broken = |reason: String| CompressedTensorsError::Module { module: module.to_owned(), reason };
+        let scales = Scales::new(&scales, scale_type)
+            .ok_or_else(|| broken("`weight_scale` holds values that its own type does not".into()))?;
+        let packed = Packed::from_words([rows, cols], bits, granularity, words, scales, zeros, group_index);
+        Ok(packed.map_err(|error| broken(error.to_string()))?)
     }
 
     fn last_norm(&self, device: &Device) -> Result<RmsNorm> {
