@@ -434,7 +434,8 @@ impl Shape {
 }
 
 /// What packed weights are multiplied with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Inputs {
     /// Whole numbers: as fast as the memory gives the weights.
     Int8,

@@ -97,7 +97,8 @@ pub fn device(name: DeviceName) -> Result<Device, DeviceError> {
     }
 }
 
-/// Builds the process-wide pool with `threads` threads, which host loops and the CPU devices share.
+/// Builds the process-wide pool with `threads` threads, which host loops and the CPU devices share. The calling thread is one of
+/// them, so it should be the one that goes on to compute.
 ///
 /// An error if the pool exists: it is built by the first parallel work of the process. 0 means one thread per core.
 pub fn set_threads(threads: usize) -> Result<(), DeviceError> {

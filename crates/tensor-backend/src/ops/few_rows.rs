@@ -12,22 +12,30 @@ const ROWS: usize = 4;
 /// Columns whose sums are in registers at a time.
 const COLUMNS: usize = 2 * LANES;
 
+/// Goes through rows of an input and of an output, [`ROWS`] at a time and the last ones one by one; `$R` is their number.
+macro_rules! in_groups {
+    (($x:ident, $x_width:expr), ($y:ident, $y_width:expr), $R:ident => $body:expr) => {
+        for ($x, $y) in $x.chunks(ROWS * $x_width).zip($y.chunks_mut(ROWS * $y_width)) {
+            if $x.len() == ROWS * $x_width {
+                const $R: usize = ROWS;
+                $body;
+            } else {
+                for ($x, $y) in $x.chunks($x_width).zip($y.chunks_mut($y_width)) {
+                    const $R: usize = 1;
+                    $body;
+                }
+            }
+        }
+    };
+}
+
 /// `scores [rows, keys] = q [rows, width] · kᵀ`; rows of `k` are `stride` apart.
 pub(super) fn dots(q: &[f32], k: &[f32], stride: usize, width: usize, keys: usize, scores: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         assert!(keys == 0 || (keys - 1) * stride + width <= k.len(), "keys outside their slice");
-        for (q, scores) in q.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * keys)) {
-            if q.len() == ROWS * width {
-                // SAFETY: the instructions are there, and all keys lie within their slice.
-                unsafe { avx512::dots::<ROWS>(q, k, stride, width, keys, scores) };
-            } else {
-                for (q, scores) in q.chunks(width).zip(scores.chunks_mut(keys)) {
-                    // SAFETY: as above.
-                    unsafe { avx512::dots::<1>(q, k, stride, width, keys, scores) };
-                }
-            }
-        }
+        // SAFETY: the instructions are there, and all keys lie within their slice.
+        in_groups!((q, width), (scores, keys), R => unsafe { avx512::dots::<R>(q, k, stride, width, keys, scores) });
         return;
     }
     dots_plain(q, k, stride, width, keys, scores);
@@ -118,28 +126,12 @@ mod avx512 {
 vectorised! {
     /// As [`dots`].
     fn dots_plain(q: &[f32], k: &[f32], stride: usize, width: usize, keys: usize, scores: &mut [f32]) {
-        for (q, scores) in q.chunks(ROWS * width).zip(scores.chunks_mut(ROWS * keys)) {
-            if q.len() == ROWS * width {
-                dots_of::<ROWS, FMA>(q, k, stride, width, keys, scores);
-            } else {
-                for (q, scores) in q.chunks(width).zip(scores.chunks_mut(keys)) {
-                    dots_of::<1, FMA>(q, k, stride, width, keys, scores);
-                }
-            }
-        }
+        in_groups!((q, width), (scores, keys), R => dots_of::<R, FMA>(q, k, stride, width, keys, scores));
     }
 
     /// `out [rows, width] = weights [rows, keys] · v`; rows of `v` are `stride` apart.
     pub(super) fn sums(weights: &[f32], v: &[f32], stride: usize, width: usize, keys: usize, out: &mut [f32]) {
-        for (weights, out) in weights.chunks(ROWS * keys).zip(out.chunks_mut(ROWS * width)) {
-            if weights.len() == ROWS * keys {
-                sums_of::<ROWS, FMA>(weights, v, stride, width, keys, out);
-            } else {
-                for (weights, out) in weights.chunks(keys).zip(out.chunks_mut(width)) {
-                    sums_of::<1, FMA>(weights, v, stride, width, keys, out);
-                }
-            }
-        }
+        in_groups!((weights, keys), (out, width), R => sums_of::<R, FMA>(weights, v, stride, width, keys, out));
     }
 }
 

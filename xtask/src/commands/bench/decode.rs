@@ -10,18 +10,15 @@ use kindling_tensor_backend::measure;
 use serde::Serialize;
 
 use super::peer::{self, PeerRuns};
-use super::subject::{self, Runs};
-use crate::cli::{BenchDecode, Inputs};
+use super::subject::{self, Runs, Setting};
+use crate::cli::BenchDecode;
 use crate::output;
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Findings {
-    shape: String,
-    format: String,
-    group: usize,
-    inputs: &'static str,
-    threads: usize,
+    #[serde(flatten)]
+    setting: Setting,
     context: usize,
     tok_s: Runs,
     weight_bytes: usize,
@@ -58,11 +55,7 @@ pub(crate) fn run(args: &BenchDecode, device_name: DeviceName) -> Result<()> {
     let work = ["--context", &args.context.to_string(), "--new", &args.new.to_string()].map(String::from);
     let peer = peer::run(&args.peer, subject, &files, &work, tok_s.mean)?;
     let found = Findings {
-        shape: subject.shape.name(),
-        format: subject.weights.format.clone(),
-        group: subject.weights.group,
-        inputs: if subject.inputs == Inputs::Int8 { "int8" } else { "f32" },
-        threads: rayon::current_num_threads(),
+        setting: Setting::of(subject),
         context: args.context,
         fraction: tok_s.mean * (weight_bytes + kv_bytes) as f64 / 1e9 / read_gb_s,
         tok_s,

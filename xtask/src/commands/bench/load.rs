@@ -7,7 +7,7 @@ use kindling_model::{ModelFiles, Wanted};
 use kindling_tensor_backend::device::{DeviceName, device};
 use serde::Serialize;
 
-use super::subject::{self, Runs};
+use super::subject::{self, Runs, Setting};
 use crate::cli::BenchLoad;
 use crate::commands::bytes_on_disk;
 use crate::output;
@@ -15,10 +15,8 @@ use crate::output;
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Findings {
-    shape: String,
-    format: String,
-    group: usize,
-    threads: usize,
+    #[serde(flatten)]
+    setting: Setting,
     file_bytes: u64,
     open_s: Runs,
     load_s: Runs,
@@ -30,7 +28,7 @@ pub(crate) fn run(args: &BenchLoad, device_name: DeviceName) -> Result<()> {
     let device = device(device_name)?;
     let subject = &args.subject;
     let files = subject::files(subject)?;
-    let (dir, file_bytes) = (subject::dir(&files), bytes_on_disk(files.checkpoint()));
+    let (dir, file_bytes) = (files.dir(), bytes_on_disk(files.checkpoint()));
     let mut times: [Vec<f64>; 4] = Default::default();
     for round in 0..=subject.repeats {
         let start = Instant::now();
@@ -48,17 +46,7 @@ pub(crate) fn run(args: &BenchLoad, device_name: DeviceName) -> Result<()> {
         }
     }
     let [open_s, load_s, first_token_s, total_s] = times.map(Runs::of);
-    let found = Findings {
-        shape: subject.shape.name(),
-        format: subject.weights.format.clone(),
-        group: subject.weights.group,
-        threads: rayon::current_num_threads(),
-        file_bytes,
-        open_s,
-        load_s,
-        first_token_s,
-        total_s,
-    };
+    let found = Findings { setting: Setting::of(subject), file_bytes, open_s, load_s, first_token_s, total_s };
     if subject.json {
         return output::json(&found);
     }

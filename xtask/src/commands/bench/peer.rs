@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use kindling_model::ModelFiles;
 use serde::{Deserialize, Serialize};
 
-use super::subject::{Runs, dir, peers};
+use super::subject::Runs;
 use crate::cli::{Peer, Subject};
+use crate::commands::workspace;
 use crate::error::user;
 
 /// What a peer reached, in tokens per second.
@@ -36,11 +37,11 @@ pub(super) fn run(
     if !["q4", "q8"].contains(&subject.weights.format.as_str()) {
         return Err(user(format!("{name} has the formats q4 and q8, not {}", subject.weights.format)));
     }
-    let script = peers().join("llamacpp_speed.py");
+    let script = workspace().join("benches/peers/llamacpp_speed.py");
     let output = Command::new(&peer.python)
         .arg(&script)
         .arg("--config")
-        .arg(dir(files).join("config.json"))
+        .arg(files.dir().join("config.json"))
         .args(["--format", &subject.weights.format])
         .args(["--threads", &rayon::current_num_threads().to_string()])
         .args(["--repeats", &subject.repeats.to_string()])

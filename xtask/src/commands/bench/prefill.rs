@@ -6,18 +6,15 @@ use kindling_tensor_backend::device::{DeviceName, device};
 use serde::Serialize;
 
 use super::peer::{self, PeerRuns};
-use super::subject::{self, Runs};
-use crate::cli::{BenchPrefill, Inputs};
+use super::subject::{self, Runs, Setting};
+use crate::cli::BenchPrefill;
 use crate::output;
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Findings {
-    shape: String,
-    format: String,
-    group: usize,
-    inputs: &'static str,
-    threads: usize,
+    #[serde(flatten)]
+    setting: Setting,
     tokens: usize,
     tok_s: Runs,
     /// 10⁹ multiplications and additions per second, of the projections alone.
@@ -44,11 +41,7 @@ pub(crate) fn run(args: &BenchPrefill, device_name: DeviceName) -> Result<()> {
     let work = ["--tokens", &args.tokens.to_string()].map(String::from);
     let peer = peer::run(&args.peer, subject, &files, &work, tok_s.mean)?;
     let found = Findings {
-        shape: subject.shape.name(),
-        format: subject.weights.format.clone(),
-        group: subject.weights.group,
-        inputs: if subject.inputs == Inputs::Int8 { "int8" } else { "f32" },
-        threads: rayon::current_num_threads(),
+        setting: Setting::of(subject),
         tokens: args.tokens,
         gop_s: tok_s.mean * 2.0 * weights as f64 / 1e9,
         tok_s,

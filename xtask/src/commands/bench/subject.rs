@@ -1,6 +1,5 @@
 //! The model that is measured, and how measurements are summed up.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use kindling_model::random::{config_of, random_checkpoint};
 use kindling_model::{Decoder, ModelFiles};
 use serde::Serialize;
 
-use crate::cli::Subject;
+use crate::cli::{Inputs, Subject};
 use crate::commands::workspace;
 use crate::{progress, signal};
 
@@ -32,14 +31,26 @@ pub(super) fn weight_bytes(model: &Decoder) -> usize {
     model.blocks().iter().map(|block| block.bytes()).sum::<usize>() + model.ends().output_bytes()
 }
 
-/// The folder of the peers' scripts.
-pub(super) fn peers() -> PathBuf {
-    workspace().join("benches/peers")
+/// What was measured, as every result begins.
+#[derive(Debug, Serialize)]
+pub(super) struct Setting {
+    shape: String,
+    format: String,
+    group: usize,
+    inputs: Inputs,
+    threads: usize,
 }
 
-/// Where a checkpoint lies.
-pub(super) fn dir(files: &ModelFiles) -> PathBuf {
-    Path::new(&files.dir()).to_path_buf()
+impl Setting {
+    pub(super) fn of(subject: &Subject) -> Self {
+        Self {
+            shape: subject.shape.name(),
+            format: subject.weights.format.clone(),
+            group: subject.weights.group,
+            inputs: subject.inputs,
+            threads: rayon::current_num_threads(),
+        }
+    }
 }
 
 /// Mean and spread of several measurements.
