@@ -48,6 +48,8 @@ fn one_row(criterion: &mut Criterion) {
             });
         }
     }
+    #[cfg(feature = "candle")]
+    candle::one_row(&mut group, &x, count);
     let values: Vec<f32> = normals("w", size * size).iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
     let all = vec![HalfRows::exactly(&values, size, size).expect("rounded to bf16"); count];
     group.throughput(Throughput::Bytes(all[0].bytes() as u64));
@@ -87,12 +89,64 @@ fn many_rows(criterion: &mut Criterion) {
             });
         });
     }
+    #[cfg(feature = "candle")]
+    candle::many_rows(&mut group, &x, rows);
     let matrix = |name: &str, rows: usize| {
         Tensor::<2>::from_data(TensorData::new(normals(name, rows * size), [rows, size]), &device())
     };
     let (x, w) = (matrix("x", rows), matrix("w", size));
     group.bench_function("f32, burn", |bencher| bencher.iter(|| black_box(x.clone().matmul(w.clone()).into_data())));
     group.finish();
+}
+
+/// The same products by candle, whose blocks of 32 codes have one f16 scale like groups of 32 here.
+#[cfg(feature = "candle")]
+mod candle {
+    use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+    use candle_core::{Device, Module, Tensor};
+    use criterion::measurement::WallTime;
+    use criterion::{BenchmarkGroup, Throughput};
+
+    use super::{black_box, normals, size};
+
+    const TYPES: [GgmlDType; 2] = [GgmlDType::Q4_0, GgmlDType::Q8_0];
+
+    fn weight(dtype: GgmlDType) -> (QMatMul, u64) {
+        let values = normals("w", size() * size());
+        let dense = Tensor::from_vec(values, (size(), size()), &Device::Cpu).expect("as many values");
+        let codes = QTensor::quantize(&dense, dtype).expect("whole blocks");
+        let bytes = codes.storage_size_in_bytes() as u64;
+        (QMatMul::from_qtensor(codes).expect("a type for products"), bytes)
+    }
+
+    fn inputs(x: &[f32], rows: usize) -> Tensor {
+        Tensor::from_slice(x, (rows, size()), &Device::Cpu).expect("as many values")
+    }
+
+    pub(super) fn one_row(group: &mut BenchmarkGroup<'_, WallTime>, x: &[f32], count: usize) {
+        let x = inputs(x, 1);
+        for dtype in TYPES {
+            let (all, bytes): (Vec<_>, Vec<_>) = (0..count).map(|_| weight(dtype)).unzip();
+            group.throughput(Throughput::Bytes(bytes[0]));
+            let mut at = 0;
+            group.bench_function(format!("candle, {dtype:?}"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    black_box(all[at % count].forward(&x).expect("shapes fit"))
+                });
+            });
+        }
+    }
+
+    pub(super) fn many_rows(group: &mut BenchmarkGroup<'_, WallTime>, x: &[f32], rows: usize) {
+        let x = inputs(x, rows);
+        for dtype in TYPES {
+            let (weight, _) = weight(dtype);
+            group.bench_function(format!("candle, {dtype:?}"), |bencher| {
+                bencher.iter(|| black_box(weight.forward(&x).expect("shapes fit")));
+            });
+        }
+    }
 }
 
 criterion_group!(benches, one_row, many_rows);

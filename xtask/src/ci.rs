@@ -25,7 +25,7 @@ enum Outcome {
 /// A name and what to do in the root of the workspace.
 type Step = (&'static str, fn(&Path) -> Result<Outcome>);
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     ("format", |root| cargo(root, "fmt --all --check", &[])),
     ("tidy", tidy),
     ("clippy", |root| cargo(root, "clippy --workspace --all-targets --locked -- -D warnings", &[])),
@@ -40,6 +40,7 @@ const STEPS: [Step; 11] = [
     ("licences, bans, sources", licences),
     ("advisories", advisories),
     ("fuzz targets", fuzz_targets),
+    ("kernels for GPUs", gpu_kernels),
 ];
 
 /// Runs all steps. Says on standard error what happens and how long it took.
@@ -143,6 +144,28 @@ fn fuzz_targets(root: &Path) -> Result<Outcome> {
         }
         Ok(Outcome::Passed)
     })
+}
+
+/// The kernels for GPUs on whatever Vulkan finds, a driver in software included. They compile burn once more, hence last.
+fn gpu_kernels(root: &Path) -> Result<Outcome> {
+    let driver = || Path::new("/usr/share/vulkan/icd.d").read_dir().is_ok_and(|mut drivers| drivers.next().is_some());
+    if !driver() {
+        if std::env::var_os(INSTALL).is_none() {
+            return Ok(Outcome::Skipped(format!(
+                "there is no Vulkan driver (with {INSTALL}=1 mesa's would be installed)"
+            )));
+        }
+        for arguments in ["update -qq", "install -y -qq mesa-vulkan-drivers"] {
+            let mut apt = Command::new("apt-get");
+            apt.args(arguments.split_whitespace()).env("DEBIAN_FRONTEND", "noninteractive");
+            let status = apt.status().with_context(|| format!("`apt-get {arguments}`"))?;
+            if !status.success() {
+                bail!("`apt-get {arguments}`: {status}");
+            }
+        }
+    }
+    let packages = "-p kindling-tensor-backend -p kindling-model --features kindling-tensor-backend/webgpu";
+    cargo(root, &format!("test {packages} --lib --tests --locked gpu"), &[])
 }
 
 #[cfg(test)]

@@ -53,8 +53,8 @@ pub trait LanguageModel: Send + Sync {
     /// The norm after the last block.
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3>;
 
-    /// The output matrix.
-    fn output(&self) -> OutputHead;
+    /// The output matrix, dense. A compressed one is unfolded by every call.
+    fn output(&self) -> Result<OutputHead>;
 
     /// The name of the parameter that the output matrix is: the embedding, where a model ties the two.
     fn output_parameter(&self) -> &'static str;
@@ -113,6 +113,6 @@ impl Decoding for Replay<'_> {
         let states = self.model.states(&self.rows)?;
         let [rows, tokens, hidden] = states.dims();
         let last = states.slice(s![.., tokens.saturating_sub(1).., ..]).reshape([rows, hidden]);
-        Ok(self.model.output().logits(last))
+        Ok(self.model.output()?.logits(last))
     }
 }

@@ -248,7 +248,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             let scored =
                 Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
             let chunk = self.chunk(&states);
-            total += head_loss(states, &inner_head(&self.model), teacher.as_ref(), &scored, &*self.loss, chunk)?;
+            total += head_loss(states, &inner_head(&self.model)?, teacher.as_ref(), &scored, &*self.loss, chunk)?;
         }
         Ok(total)
     }
@@ -269,7 +269,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             return Ok(None);
         }
         let Some(teacher) = &self.teacher else { return Err(DistillError::NoTeacher(self.loss.name())) };
-        Ok(Some(TeacherStates { states: flat(teacher.states(ids)?), head: teacher.output() }))
+        Ok(Some(TeacherStates { states: flat(teacher.states(ids)?), head: teacher.output()? }))
     }
 
     /// Loss of the step and the gradient of every slot.
@@ -348,7 +348,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         let (ids, labels, weights, known) = inputs(rows, length);
         let teacher = self.teacher_states(&ids)?;
         let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
-        let head = inner_head(model);
+        let head = inner_head(model)?;
         let output = self.slots.iter().position(|slot| slot.name == model.output_parameter());
         let score = |states: Tensor<3>| {
             let states = flat(states.inner());
@@ -577,9 +577,9 @@ fn put<M: LanguageModel>(model: &mut M, slots: &[Slot], values: &[Values]) {
     }
 }
 
-fn inner_head<M: LanguageModel>(model: &M) -> kindling_core::OutputHead {
-    let head = model.output();
-    kindling_core::OutputHead { matrix: head.matrix.inner(), softcap: head.softcap }
+fn inner_head<M: LanguageModel>(model: &M) -> Result<kindling_core::OutputHead> {
+    let head = model.output()?;
+    Ok(kindling_core::OutputHead { matrix: head.matrix.inner(), softcap: head.softcap })
 }
 
 /// `[rows, tokens, features]` → `[rows · tokens, features]`.

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation::softmax, s};
 use kindling_core::{AttendSpec, Error, KvStore, Result};
-use kindling_tensor_backend::ops::attention;
+use kindling_tensor_backend::ops::{attention, room};
 
 /// Queries attended at a time: bounds the scores held in memory.
 const QUERY_CHUNK: usize = 128;
@@ -73,7 +73,7 @@ fn grown(buffer: Tensor<4>, len: usize, needed: usize) -> Tensor<4> {
     let capacity = needed.max(2 * capacity).next_multiple_of(16);
     let device = buffer.device();
     let kept = buffer.slice(s![.., .., 0..len, ..]);
-    Tensor::zeros([batch, heads, capacity, width], &device).slice_assign(s![.., .., 0..len, ..], kept)
+    room([batch, heads, capacity, width], &device).slice_assign(s![.., .., 0..len, ..], kept)
 }
 
 /// Attention of `queries` over `keys` and `values`; `mask` hides scores.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
+#[cfg(feature = "cube")]
+use burn::tensor::DeviceType;
 
 /// Why a device or thread pool could not be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +22,12 @@ pub enum DeviceError {
          kindling-tensor-backend", list(&available())
     )]
     NotCompiled {
+        /// The device asked for.
+        name: DeviceName,
+    },
+    /// The device is compiled in, but this machine has none, or no driver for it.
+    #[error("no device `{name}` on this machine: no such GPU, or its driver is missing; `flex` always works")]
+    Absent {
         /// The device asked for.
         name: DeviceName,
     },
@@ -40,17 +48,23 @@ pub enum DeviceName {
     Flex,
     /// The second CPU backend, an oracle for tests.
     NdArray,
+    /// A GPU through WebGPU.
+    WebGpu,
+    /// A GPU through CUDA.
+    Cuda,
 }
 
 impl DeviceName {
     /// Every name, compiled in or not; the preferred one first.
-    pub const ALL: [DeviceName; 2] = [DeviceName::Flex, DeviceName::NdArray];
+    pub const ALL: [DeviceName; 4] = [DeviceName::Flex, DeviceName::NdArray, DeviceName::WebGpu, DeviceName::Cuda];
 
     /// The name that the command line and features use.
     pub fn as_str(self) -> &'static str {
         match self {
             DeviceName::Flex => "flex",
             DeviceName::NdArray => "ndarray",
+            DeviceName::WebGpu => "webgpu",
+            DeviceName::Cuda => "cuda",
         }
     }
 
@@ -59,6 +73,8 @@ impl DeviceName {
         match self {
             DeviceName::Flex => cfg!(feature = "flex"),
             DeviceName::NdArray => cfg!(feature = "ndarray"),
+            DeviceName::WebGpu => cfg!(feature = "webgpu"),
+            DeviceName::Cuda => cfg!(feature = "cuda"),
         }
     }
 }
@@ -92,9 +108,20 @@ pub fn device(name: DeviceName) -> Result<Device, DeviceError> {
         #[cfg(feature = "ndarray")]
         #[expect(deprecated, reason = "burn keeps this backend only as what we use it for: a second opinion")]
         DeviceName::NdArray => Ok(Device::ndarray()),
-        #[cfg(not(all(feature = "flex", feature = "ndarray")))]
+        // Burn's default device panics where there is none: those that are found are asked for.
+        #[cfg(feature = "webgpu")]
+        DeviceName::WebGpu => found(DeviceType::Wgpu, name),
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda => found(DeviceType::Cuda, name),
+        #[cfg(not(all(feature = "flex", feature = "ndarray", feature = "webgpu", feature = "cuda")))]
         missing => Err(DeviceError::NotCompiled { name: missing }),
     }
+}
+
+/// The first device of a kind.
+#[cfg(feature = "cube")]
+fn found(kind: DeviceType, name: DeviceName) -> Result<Device, DeviceError> {
+    Device::enumerate(kind).into_vec().into_iter().next().ok_or(DeviceError::Absent { name })
 }
 
 /// Builds the process-wide pool with `threads` threads, which host loops and the CPU devices share. The calling thread is one of
@@ -172,6 +199,7 @@ mod tests {
         for name in DeviceName::ALL {
             match device(name) {
                 Ok(_) => assert!(name.is_compiled()),
+                Err(DeviceError::Absent { .. }) => assert!(name.is_compiled()),
                 Err(error) => assert_eq!(error, DeviceError::NotCompiled { name }),
             }
         }

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`device`](mod@device) | devices by name, threads, processor features: the only place that names a backend |
 //! | [`formats`] | [`Weight`]: one matrix, dense, packed, N:M sparse or masked |
+//! | `gpu` | kernels for GPUs, with the feature `cube` |
 //! | [`kernels`] | products with packed weights on the processor |
 //! | [`linalg`] | Cholesky factors, solves, eigenvalues, products: f64 through `faer` |
 //! | [`measure`] | what this machine can do at best |
@@ -22,6 +23,8 @@
 
 pub mod device;
 pub mod formats;
+#[cfg(feature = "cube")]
+mod gpu;
 pub mod kernels;
 pub mod linalg;
 pub mod measure;

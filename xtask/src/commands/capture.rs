@@ -97,6 +97,7 @@ fn codec(args: &Capture, vocabulary: usize) -> Result<Codec> {
 
 fn fill(file: &mut File, manifest: &Manifest, windows: &TokenWindows, teacher: &Decoder, cx: &Cx) -> Result<()> {
     let mut writer = StoreWriter::new(BufWriter::new(file), manifest.clone()).or_user()?;
+    let head = teacher.output()?;
     for row in 0..manifest.rows {
         cx.check()?;
         let ids = windows.window(row as u64).ids;
@@ -107,7 +108,7 @@ fn fill(file: &mut File, manifest: &Manifest, windows: &TokenWindows, teacher: &
         let mut kept: Vec<Record> = Vec::with_capacity(tokens);
         for start in (0..tokens).step_by(chunk) {
             let rows = states.clone().slice(s![start..(start + chunk).min(tokens), ..]);
-            kept.extend(records(teacher.output().logits(rows), manifest.codec.k, manifest.temperature).or_user()?);
+            kept.extend(records(head.logits(rows), manifest.codec.k, manifest.temperature).or_user()?);
         }
         writer.push(&ids, &kept).or_user()?;
         cx.progress().advance(1);

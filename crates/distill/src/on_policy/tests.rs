@@ -218,8 +218,8 @@ impl LanguageModel for Toy {
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
         x
     }
-    fn output(&self) -> OutputHead {
-        OutputHead { matrix: self.embedding.clone(), softcap: None }
+    fn output(&self) -> kindling_core::Result<OutputHead> {
+        Ok(OutputHead { matrix: self.embedding.clone(), softcap: None })
     }
     fn output_parameter(&self) -> &'static str {
         "embedding"
@@ -259,7 +259,7 @@ fn texts_depend_on_their_stream_and_end_at_the_end_token() {
         let whole: Vec<u32> = [prompts[i].clone(), text.ids.clone()].concat();
         let states = model.states(&[whole]).unwrap();
         let [_, tokens, hidden] = states.dims();
-        let logits = model.output().logits(states.reshape([tokens, hidden]));
+        let logits = model.output().unwrap().logits(states.reshape([tokens, hidden]));
         let log_q = burn::tensor::activation::log_softmax(logits, 1).into_data().try_to_vec::<f32>().unwrap();
         for (t, (&id, &found)) in text.ids.iter().zip(&text.log_q).enumerate() {
             let expected = log_q[(prompts[i].len() - 1 + t) * VOCABULARY + id as usize];

@@ -62,8 +62,8 @@ impl LanguageModel for Toy {
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
         x
     }
-    fn output(&self) -> OutputHead {
-        OutputHead { matrix: self.embedding.clone(), softcap: None }
+    fn output(&self) -> kindling_core::Result<OutputHead> {
+        Ok(OutputHead { matrix: self.embedding.clone(), softcap: None })
     }
     fn output_parameter(&self) -> &'static str {
         "embedding"
@@ -270,7 +270,7 @@ fn a_teacher_of_its_own_kind_costs_nothing_and_another_vocabulary_is_refused() {
         fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
             x
         }
-        fn output(&self) -> OutputHead {
+        fn output(&self) -> kindling_core::Result<OutputHead> {
             self.0.output()
         }
         fn output_parameter(&self) -> &'static str {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use kindling_tensor_backend::formats::{Bitmask, Half, Sparse, Weight};
+use kindling_tensor_backend::ops::on_gpu;
 
 use super::attention::Attention;
 use super::experts::Experts;
@@ -65,10 +66,13 @@ impl DecoderBlock {
     }
 
     /// Holds pruned dense weights in a sparse format: N:M where they obey a pattern, else a bitmask where that is smaller;
-    /// other dense weights in 16 bits where those hold them.
+    /// other dense weights in 16 bits where those hold them. On a GPU, which has no kernels for these, all stay dense.
     ///
     /// The values stay the same.
     pub(super) fn repack(&mut self, device: &Device) -> Result<()> {
+        if on_gpu(device) {
+            return Ok(());
+        }
         for projection in self.projections_mut() {
             let Weight::Dense(dense) = &projection.weight else { continue };
             let values = projection.weight.to_dense(device)?.into_data().convert::<f32>().try_to_vec::<f32>();

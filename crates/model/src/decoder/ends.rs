@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use kindling_core::{OutputHead, ParameterMut};
-use kindling_tensor_backend::formats::{Half, Packed, Tiled, Weight};
+use kindling_tensor_backend::formats::{Half, Weight};
 use kindling_tensor_backend::kernels::Arithmetic;
 use kindling_tensor_backend::ops::{on_flex, product};
 
@@ -31,40 +31,33 @@ enum Table {
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "one per model")]
 pub(super) enum OutputMatrix {
+    /// A tensor that can be trained.
     Full(Tensor<2>),
-    Half(Half),
-    Packed(Packed),
-    Tiled(Tiled),
+    /// Any other format.
+    Held(Weight),
 }
 
 impl OutputMatrix {
     /// `[vocabulary, hidden]`.
-    pub(super) fn to_dense(&self, device: &Device) -> Tensor<2> {
+    pub(super) fn to_dense(&self, device: &Device) -> Result<Tensor<2>> {
         match self {
-            OutputMatrix::Full(matrix) => matrix.clone(),
-            OutputMatrix::Half(half) => half.to_dense(device),
-            OutputMatrix::Packed(packed) => packed.to_dense(device),
-            OutputMatrix::Tiled(tiled) => tiled.to_dense(device),
+            OutputMatrix::Full(matrix) => Ok(matrix.clone()),
+            OutputMatrix::Held(weight) => Ok(weight.to_dense(device)?),
         }
     }
 
     /// Logits of normed states.
     fn forward(&self, x: Tensor<3>) -> Result<Tensor<3>> {
-        let weight = match self {
-            OutputMatrix::Full(matrix) => return Ok(times(x, matrix.clone())),
-            OutputMatrix::Half(half) => Weight::Half(half.clone()),
-            OutputMatrix::Packed(packed) => Weight::Packed(packed.clone()),
-            OutputMatrix::Tiled(tiled) => Weight::Tiled(tiled.clone()),
-        };
-        Ok(weight.forward(x)?)
+        match self {
+            OutputMatrix::Full(matrix) => Ok(times(x, matrix.clone())),
+            OutputMatrix::Held(weight) => Ok(weight.forward(x)?),
+        }
     }
 
     fn bytes(&self) -> usize {
         match self {
             OutputMatrix::Full(matrix) => matrix.dims().iter().product::<usize>() * 4,
-            OutputMatrix::Half(half) => half.bytes(),
-            OutputMatrix::Packed(packed) => packed.bytes(),
-            OutputMatrix::Tiled(tiled) => tiled.bytes(),
+            OutputMatrix::Held(weight) => weight.bytes(),
         }
     }
 }
@@ -86,7 +79,7 @@ impl Ends {
         Self { embedding: Table::Full(embedding), norm, output, softcap, device }
     }
 
-    /// Makes the matrices ready to run on the processor: in 16 bits if that loses nothing, a packed one laid out anew.
+    /// Makes the matrices ready to run: on the processor in 16 bits if that loses nothing, a packed one laid out anew.
     pub(super) fn prepare(&mut self) -> Result<()> {
         if let Table::Full(matrix) = &self.embedding
             && let Some(half) = halved(matrix)?
@@ -94,20 +87,20 @@ impl Ends {
             self.embedding = Table::Half(half);
         }
         let ready = match &self.output {
-            Some(OutputMatrix::Full(matrix)) => halved(matrix)?.map(OutputMatrix::Half),
-            Some(OutputMatrix::Packed(packed)) => Tiled::from_packed(packed, Arithmetic::F32).map(OutputMatrix::Tiled),
-            _ => None,
+            Some(OutputMatrix::Full(matrix)) => halved(matrix)?.map(Weight::Half),
+            Some(OutputMatrix::Held(weight)) => weight.laid_out(&self.device),
+            None => None,
         };
-        if ready.is_some() {
-            self.output = ready;
+        if let Some(ready) = ready {
+            self.output = Some(OutputMatrix::Held(ready));
         }
         Ok(())
     }
 
     /// How a packed output matrix meets its inputs.
     pub(super) fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
-        if let Some(OutputMatrix::Tiled(tiled)) = &mut self.output {
-            *tiled = tiled.clone().with_arithmetic(arithmetic);
+        if let Some(OutputMatrix::Held(weight)) = &mut self.output {
+            weight.set_arithmetic(arithmetic);
         }
     }
 
@@ -136,13 +129,16 @@ impl Ends {
     }
 
     /// Last norm and output matrix, dense.
-    pub fn head(&self) -> Head {
+    ///
+    /// # Errors
+    /// A format that cannot be unfolded.
+    pub fn head(&self) -> Result<Head> {
         let matrix = match (&self.output, &self.embedding) {
-            (Some(output), _) => output.to_dense(&self.device),
+            (Some(output), _) => output.to_dense(&self.device)?,
             (None, Table::Full(matrix)) => matrix.clone(),
             (None, Table::Half(half)) => half.to_dense(&self.device),
         };
-        Head { norm: self.norm.clone(), output: OutputHead { matrix, softcap: self.softcap } }
+        Ok(Head { norm: self.norm.clone(), output: OutputHead { matrix, softcap: self.softcap } })
     }
 
     /// Embedding, norm and, if it is dense, the output matrix, all in f32.
@@ -150,7 +146,7 @@ impl Ends {
         if let Table::Half(half) = &self.embedding {
             self.embedding = Table::Full(half.to_dense(&self.device));
         }
-        if let Some(OutputMatrix::Half(half)) = &self.output {
+        if let Some(OutputMatrix::Held(Weight::Half(half))) = &self.output {
             self.output = Some(OutputMatrix::Full(half.to_dense(&self.device)));
         }
         let mut list = Vec::with_capacity(3);

@@ -236,7 +236,7 @@ impl ModelFiles {
         let matrix = if self.spec.tied {
             self.end_matrix(EMBEDDING, device)?
         } else {
-            self.output_matrix(device)?.to_dense(device)
+            self.output_matrix(device)?.to_dense(device)?
         };
         Ok(Head::new(self.last_norm(device)?, OutputHead { matrix, softcap: self.spec.logit_softcap }))
     }
@@ -251,7 +251,8 @@ impl ModelFiles {
         let module = HEAD.trim_end_matches(".weight");
         Ok(match self.scheme(module) {
             Some(scheme) => {
-                OutputMatrix::Packed(self.packed(module, &scheme, self.spec.vocab_size, self.spec.hidden_size)?)
+                let packed = self.packed(module, &scheme, self.spec.vocab_size, self.spec.hidden_size)?;
+                OutputMatrix::Held(Weight::Packed(packed))
             }
             None => OutputMatrix::Full(self.end_matrix(HEAD, device)?),
         })

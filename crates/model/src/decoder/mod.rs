@@ -91,14 +91,14 @@ impl Decoder {
         Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
     }
 
-    /// Loads every block of a checkpoint to run it: pruned weights, which files hold dense, become sparse again, packed ones
-    /// are laid out for the processor.
+    /// Loads every block of a checkpoint to run it: packed weights are laid out for the device; on the processor pruned ones,
+    /// which files hold dense, become sparse again.
     pub fn load(files: &ModelFiles, device: &Device) -> Result<Self> {
         // Block by block: what files hold is let go before all is laid out.
         let block = |i: usize| {
             let mut block = files.block(i, device)?;
             block.repack(device)?;
-            block.stack();
+            block.stack(device);
             Ok(block)
         };
         let blocks = (0..files.spec().blocks.len()).into_par_iter().map(block).collect::<Result<_>>()?;
@@ -112,7 +112,7 @@ impl Decoder {
         let device = &self.device;
         self.blocks.par_iter_mut().try_for_each(|block| {
             block.repack(device)?;
-            block.stack();
+            block.stack(device);
             Ok::<_, ModelError>(())
         })?;
         self.ends.prepare()

@@ -1,8 +1,8 @@
-//! A loaded block made ready to run: packed weights laid out for the processor, and projections of one input as one product.
+//! A loaded block made ready to run: packed weights laid out for the device, and projections of one input as one product.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use kindling_core::{LayerShape, Role};
-use kindling_tensor_backend::formats::{Half, Tiled, Weight};
+use kindling_tensor_backend::formats::Weight;
 use kindling_tensor_backend::kernels::Arithmetic;
 
 use super::attention::Inputs;
@@ -11,45 +11,27 @@ use super::mlp::GateUp;
 use super::{Decoder, Projection};
 
 impl Decoder {
-    /// Chooses how packed weights meet their inputs: rounded to 8 bits, as fast as the memory gives the weights, or in f32
-    /// (the choice of a loaded model).
+    /// Chooses how packed weights on the processor meet their inputs: rounded to 8 bits, as fast as the memory gives the
+    /// weights, or in f32 (the choice of a loaded model).
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
         self.ends.set_arithmetic(arithmetic);
         for projection in self.blocks.iter_mut().flat_map(DecoderBlock::projections_mut) {
-            let chosen = |weight: &Weight| match weight {
-                Weight::Tiled(tiled) => Some(Weight::Tiled(tiled.clone().with_arithmetic(arithmetic))),
-                _ => None,
-            };
-            match &mut projection.weight {
-                Weight::Adapted(adapted) => {
-                    if let Some(base) = chosen(adapted.base()) {
-                        adapted.hold_base_as(base);
-                    }
-                }
-                weight => {
-                    if let Some(chosen) = chosen(weight) {
-                        *weight = chosen;
-                    }
-                }
-            }
+            projection.weight.set_arithmetic(arithmetic);
         }
     }
 }
 
 impl DecoderBlock {
-    /// Lays packed weights out for the processor; then queries, keys and values become one projection, gate and up another,
+    /// Lays packed weights out for the device; then queries, keys and values become one projection, gate and up another,
     /// where their formats allow it. No value changes.
-    pub(super) fn stack(&mut self) {
+    pub(super) fn stack(&mut self, device: &Device) {
         for projection in self.projections_mut() {
-            let base = match &projection.weight {
-                Weight::Adapted(adapted) => adapted.base(),
+            let weight = match &mut projection.weight {
+                Weight::Adapted(adapted) => adapted.base_mut(),
                 weight => weight,
             };
-            let Weight::Packed(packed) = base else { continue };
-            let Some(tiled) = Tiled::from_packed(packed, Arithmetic::F32).map(Weight::Tiled) else { continue };
-            match &mut projection.weight {
-                Weight::Adapted(adapted) => adapted.hold_base_as(tiled),
-                weight => *weight = tiled,
+            if let Some(ready) = weight.laid_out(device) {
+                *weight = ready;
             }
         }
         if let Inputs::Separate { query, key, value, norms } = &self.attention.inputs
@@ -68,14 +50,7 @@ impl DecoderBlock {
 
 /// One projection with the outputs of all parts in turn.
 fn stacked(parts: &[&Projection], name: &str, role: Role) -> Option<Projection> {
-    let tiled = |part: &&Projection| if let Weight::Tiled(tiled) = &part.weight { Some(tiled.clone()) } else { None };
-    let half = |part: &&Projection| if let Weight::Half(half) = &part.weight { Some(half.clone()) } else { None };
-    let weight = if let Some(weights) = parts.iter().map(tiled).collect::<Option<Vec<Tiled>>>() {
-        Weight::Tiled(Tiled::stacked(&weights.iter().collect::<Vec<_>>())?)
-    } else {
-        let weights: Vec<Half> = parts.iter().map(half).collect::<Option<_>>()?;
-        Weight::Half(Half::stacked(&weights.iter().collect::<Vec<_>>())?)
-    };
+    let weight = Weight::stacked(&parts.iter().map(|part| &part.weight).collect::<Vec<_>>())?;
     let biases: Vec<Tensor<1>> = parts.iter().filter_map(|part| part.bias.clone()).collect();
     let bias = match biases.len() {
         0 => None,

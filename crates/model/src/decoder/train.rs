@@ -45,8 +45,8 @@ impl LanguageModel for Decoder {
         self.ends.norm(x)
     }
 
-    fn output(&self) -> OutputHead {
-        self.ends.head().output().clone()
+    fn output(&self) -> kindling_core::Result<OutputHead> {
+        Ok(self.ends.head().map_err(into_core)?.output().clone())
     }
 
     fn output_parameter(&self) -> &'static str {

@@ -4,6 +4,7 @@ mod adapters;
 mod common;
 mod compression;
 mod decoding;
+mod gpu;
 mod parity;
 mod session;
 mod stories;

@@ -7,7 +7,7 @@ use kindling_model::{ModelFiles, Wanted};
 use crate::common::{device, distance, fixture, ids, load, values};
 
 /// Folders with `config.json`, weights and `expected.safetensors`.
-fn cases() -> Vec<std::path::PathBuf> {
+pub(crate) fn cases() -> Vec<std::path::PathBuf> {
     let mut cases: Vec<_> = ["hf", "extra"]
         .iter()
         .filter_map(|folder| std::fs::read_dir(fixture(folder)).ok())
@@ -65,7 +65,7 @@ fn greedy_ids_equal_transformers() {
 
 /// Dynamic frequencies change with the length of the text, so keys that are already stored keep older ones: there,
 /// and in transformers too, steps and the whole differ.
-fn is_dynamic(case: &std::path::Path) -> bool {
+pub(crate) fn is_dynamic(case: &std::path::Path) -> bool {
     matches!(ModelFiles::open(case).unwrap().spec().rope.kind, kindling_model::config::RopeKind::Dynamic { .. })
 }
 

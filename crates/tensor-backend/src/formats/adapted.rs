@@ -70,13 +70,9 @@ impl Adapted {
         &self.base
     }
 
-    /// Holds the same base in another format.
-    ///
-    /// # Panics
-    /// If the shape is another.
-    pub fn hold_base_as(&mut self, base: Weight) {
-        assert_eq!(base.shape(), self.base.shape(), "the base of an adapter keeps its shape");
-        *self.base = base;
+    /// The weight without the correction, to hold it in another format. Its shape and values must stay.
+    pub fn base_mut(&mut self) -> &mut Weight {
+        &mut self.base
     }
 
     /// The factor of the correction.

@@ -8,6 +8,8 @@ mod bitmask;
 mod dense;
 mod half;
 mod packed;
+#[cfg(feature = "cube")]
+mod resident;
 mod sparse;
 mod tiled;
 
@@ -16,10 +18,14 @@ pub use bitmask::Bitmask;
 pub use dense::Dense;
 pub use half::Half;
 pub use packed::{Packed, Scales};
+#[cfg(feature = "cube")]
+pub use resident::Resident;
 pub use sparse::{Axis, Sparse};
 pub use tiled::Tiled;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use crate::kernels::Arithmetic;
 
 /// A result with [`FormatError`].
 pub type Result<T, E = FormatError> = std::result::Result<T, E>;
@@ -69,6 +75,9 @@ pub enum Weight {
     Packed(Packed),
     /// The same, laid out for the processor.
     Tiled(Tiled),
+    /// The same, in a GPU's memory.
+    #[cfg(feature = "cube")]
+    Resident(Resident),
     /// N:M sparsity.
     Sparse(Sparse),
     /// Unstructured sparsity.
@@ -85,6 +94,8 @@ impl Weight {
             Weight::Half(w) => w.shape(),
             Weight::Packed(w) => w.shape(),
             Weight::Tiled(w) => w.shape(),
+            #[cfg(feature = "cube")]
+            Weight::Resident(w) => w.shape(),
             Weight::Sparse(w) => w.shape(),
             Weight::Bitmask(w) => w.shape(),
             Weight::Adapted(w) => w.shape(),
@@ -98,6 +109,8 @@ impl Weight {
             Weight::Half(w) => w.bytes(),
             Weight::Packed(w) => w.bytes(),
             Weight::Tiled(w) => w.bytes(),
+            #[cfg(feature = "cube")]
+            Weight::Resident(w) => w.bytes(),
             Weight::Sparse(w) => w.bytes(),
             Weight::Bitmask(w) => w.bytes(),
             Weight::Adapted(w) => w.bytes(),
@@ -117,6 +130,8 @@ impl Weight {
             Weight::Half(w) => w.format_name(),
             Weight::Packed(w) => w.format_name(),
             Weight::Tiled(w) => w.format_name(),
+            #[cfg(feature = "cube")]
+            Weight::Resident(w) => w.format_name(),
             Weight::Sparse(w) => w.format_name(),
             Weight::Bitmask(w) => w.format_name(),
             Weight::Adapted(w) => w.format_name(),
@@ -130,9 +145,54 @@ impl Weight {
             Weight::Half(_) => Half::CODE,
             Weight::Packed(_) => Packed::CODE,
             Weight::Tiled(_) => Tiled::CODE,
+            #[cfg(feature = "cube")]
+            Weight::Resident(_) => Resident::CODE,
             Weight::Sparse(_) => Sparse::CODE,
             Weight::Bitmask(_) => Bitmask::CODE,
             Weight::Adapted(_) => Adapted::CODE,
+        }
+    }
+
+    /// The same weight laid out for the kernels of `device`, with inputs in f32: packed codes in tiles for the processor, or
+    /// in a GPU's memory. `None` where it stays as it is.
+    pub fn laid_out(&self, device: &Device) -> Option<Weight> {
+        let Weight::Packed(packed) = self else { return None };
+        #[cfg(feature = "cube")]
+        if crate::ops::on_gpu(device) {
+            return Resident::from_packed(packed, device).map(Weight::Resident);
+        }
+        let _ = device;
+        Tiled::from_packed(packed, Arithmetic::F32).map(Weight::Tiled)
+    }
+
+    /// One matrix of several with the same inputs, the outputs of the first before those of the next. `None` for formats that
+    /// cannot be joined, and where they differ in anything but their outputs.
+    pub fn stacked(parts: &[&Weight]) -> Option<Weight> {
+        macro_rules! joined {
+            ($format:ident) => {{
+                let one = |part: &&Weight| match part {
+                    Weight::$format(weight) => Some(weight.clone()),
+                    _ => None,
+                };
+                let parts = parts.iter().map(one).collect::<Option<Vec<_>>>()?;
+                Weight::$format($format::stacked(&parts.iter().collect::<Vec<_>>())?)
+            }};
+        }
+        Some(match parts.first()? {
+            Weight::Half(_) => joined!(Half),
+            Weight::Tiled(_) => joined!(Tiled),
+            #[cfg(feature = "cube")]
+            Weight::Resident(_) => joined!(Resident),
+            _ => return None,
+        })
+    }
+
+    /// Chooses how codes in tiles meet their inputs, below an adapter, too. Other weights know one way.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        match self {
+            Weight::Tiled(tiled) => tiled.set_arithmetic(arithmetic),
+            Weight::Adapted(adapted) => adapted.base_mut().set_arithmetic(arithmetic),
+            _ => {}
         }
     }
 
@@ -143,6 +203,8 @@ impl Weight {
             Weight::Half(w) => Ok(w.to_dense(device)),
             Weight::Packed(w) => Ok(w.to_dense(device)),
             Weight::Tiled(w) => Ok(w.to_dense(device)),
+            #[cfg(feature = "cube")]
+            Weight::Resident(w) => Ok(w.to_dense(device)),
             Weight::Sparse(w) => Ok(w.to_dense(device)),
             Weight::Bitmask(w) => Ok(w.to_dense(device)),
             Weight::Adapted(w) => w.to_dense(device),
@@ -165,6 +227,8 @@ impl Weight {
             Weight::Adapted(w) => w.forward(x),
             Weight::Half(w) if w.takes(&x) => Ok(w.forward(x)),
             Weight::Tiled(w) if w.takes(&x) => Ok(w.forward(x)),
+            #[cfg(feature = "cube")]
+            Weight::Resident(w) if w.takes(&x) => Ok(w.forward(x)),
             compressed => {
                 let dense = compressed.to_dense(&x.device())?.cast(x.dtype());
                 Ok(times(x, dense.transpose()))
@@ -178,6 +242,14 @@ fn times(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let ([batch, tokens, inputs], [_, outputs]) = (x.dims(), weight.dims());
     // One product of `batch · tokens` rows: a batched product would meet the weight once per batch.
     crate::ops::product(x.reshape([batch * tokens, inputs]), weight).reshape([batch, tokens, outputs])
+}
+
+/// Inputs by their groups; `None` unless all groups but the last have `size` members.
+pub(crate) fn order_of(index: &[u32], size: usize) -> Option<Vec<u32>> {
+    let mut order: Vec<u32> = (0..index.len() as u32).collect();
+    order.sort_by_key(|&input| index[input as usize]);
+    let fits = order.iter().enumerate().all(|(place, &input)| index[input as usize] as usize == place / size);
+    fits.then_some(order)
 }
 
 fn to_tensor(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use kindling_core::quantized::Granularity;
 
 use super::packed::{Packed, Scales};
-use super::to_tensor;
+use super::{order_of, to_tensor};
 use crate::kernels::tiles::{BLOCK, ROWS};
 use crate::kernels::{
     Activations, Arithmetic, Codes, Source, TileScales, Tiles, has_kernels, has_two_of_four_kernels, product,
@@ -92,10 +92,9 @@ impl Tiled {
         self.arithmetic
     }
 
-    /// The same weight, multiplied in another way.
-    pub fn with_arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+    /// Chooses how inputs meet codes.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
         self.arithmetic = arithmetic;
-        self
     }
 
     /// All values as an f32 tensor `[out, in]`.
@@ -133,14 +132,6 @@ impl Tiled {
         product(&self.tiles, &x, &mut out);
         Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
     }
-}
-
-/// Inputs by their groups; `None` unless all groups but the last have `size` members.
-fn order_of(index: &[u32], size: usize) -> Option<Vec<u32>> {
-    let mut order: Vec<u32> = (0..index.len() as u32).collect();
-    order.sort_by_key(|&input| index[input as usize]);
-    let fits = order.iter().enumerate().all(|(place, &input)| index[input as usize] as usize == place / size);
-    fits.then_some(order)
 }
 
 /// Scales as tiles have them, zero beyond the last row.

@@ -158,6 +158,23 @@ pub(super) struct Group<'a> {
     pub(super) values: &'a [f32],
 }
 
+impl Group<'_> {
+    /// The loads of a kernel reach these ends and no further.
+    ///
+    /// # Panics
+    /// If a buffer is shorter than a matrix of `blocks` is wide.
+    pub(super) fn assert_covers(&self, blocks: usize, arithmetic: Arithmetic) {
+        let places = blocks * self.width;
+        let enough = match arithmetic {
+            Arithmetic::Int8 => {
+                self.codes.len() >= places * (BLOCK / 4) && self.scales.len() >= places && self.sums.len() >= places
+            }
+            Arithmetic::F32 => self.values.len() >= places * BLOCK,
+        };
+        assert!(enough && (1..=TOGETHER).contains(&self.width), "inputs shorter than the matrix is wide");
+    }
+}
+
 vectorised! {
     /// Codes between −127 and 127, their sum, and what one of them counts.
     fn quantise(x: &[f32; BLOCK]) -> ([i8; BLOCK], i32, f32) {

@@ -35,7 +35,7 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
     assert!(out.len() >= x.width && tile < tiles.tiles(), "a tile and its outputs");
     macro_rules! widths {
         ($function:ident, $($constant:literal),+) => {
-            // SAFETY: the features were found above; `checked` compared all buffers with the shape.
+            // SAFETY: the features were found above, and all buffers were compared with the shape.
             unsafe {
                 match x.width {
                     1 => $function::<1, $($constant),+>(tiles, tile, x, out),
@@ -50,7 +50,7 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
             }
         };
     }
-    checked(tiles, x, arithmetic);
+    x.assert_covers(tiles.blocks(), arithmetic);
     let one = tiles.blocks_per_group == 1;
     match (arithmetic, tiles.width) {
         (Arithmetic::Int8, TWO_OF_FOUR) if one => widths!(int8_two_of_four, 3, true),
@@ -69,20 +69,6 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
         (Arithmetic::F32, 4) => widths!(float, 4),
         (Arithmetic::F32, _) => widths!(float, 8),
     }
-}
-
-/// The loads below reach these ends and no further.
-fn checked(tiles: &Tiles, x: Group<'_>, arithmetic: Arithmetic) {
-    let (blocks, width) = (tiles.blocks(), x.width);
-    let enough = match arithmetic {
-        Arithmetic::Int8 => {
-            x.codes.len() >= blocks * width * (BLOCK / 4)
-                && x.scales.len() >= blocks * width
-                && x.sums.len() >= blocks * width
-        }
-        Arithmetic::F32 => x.values.len() >= blocks * width * BLOCK,
-    };
-    assert!(enough && (1..=TOGETHER).contains(&width), "inputs shorter than the matrix is wide");
 }
 
 /// Bytes of codes ahead of the sums that are asked for: the memory answers later than the processor looks ahead by itself.
@@ -200,7 +186,7 @@ macro_rules! kernels {
         /// Sums in whole numbers.
         ///
         /// # Safety
-        /// `checked` has been asked, and the tile exists.
+        /// Inputs cover the matrix, and the tile exists.
         #[target_feature(enable = $features_int8)]
         unsafe fn $int8<const N: usize, const BITS: usize, const ONE: bool>(
             tiles: &Tiles,
@@ -256,7 +242,7 @@ macro_rules! kernels {
         /// Sums in f32.
         ///
         /// # Safety
-        /// `checked` has been asked, and the tile exists.
+        /// Inputs cover the matrix, and the tile exists.
         #[target_feature(enable = $features)]
         unsafe fn $float<const N: usize, const BITS: usize>(
             tiles: &Tiles,

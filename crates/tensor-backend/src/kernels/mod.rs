@@ -5,7 +5,7 @@
 //! | [`tiles`] | [`Tiles`]: codes laid out so that every lane of a register is a row of the matrix |
 //! | [`activations`] | [`Activations`]: rows of inputs, in f32 or as 8-bit codes per block |
 //! | `scalar` | the plain twin: the same sums, one at a time |
-//! | `avx512` | the same for x86-64 with AVX-512; other processors unfold the weight |
+//! | `avx512`, `avx2`, `neon` | the same for x86-64 and ARM, chosen at run time; other processors unfold the weight |
 //! | `pages` | memory that products read at full speed |
 //! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 or f16 |
 //!
@@ -15,11 +15,15 @@
 
 pub mod activations;
 mod half_rows;
-mod pages;
+pub(crate) mod pages;
 pub mod tiles;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod product;
 mod scalar;
 #[cfg(test)]

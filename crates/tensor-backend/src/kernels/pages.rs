@@ -3,6 +3,8 @@
 //! A product with one row reads every weight once. In pages of 4 KiB the processor looks up an address for every 64 lines of
 //! its cache, and prefetches no further than the page.
 
+#![allow(unsafe_code, reason = "advice to the system takes a pointer")]
+
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
@@ -16,6 +18,22 @@ const LARGE: usize = 2 << 20;
 fn rounded(bytes: usize) -> usize {
     let whole = bytes.next_multiple_of(LARGE);
     if 4 * (whole - bytes) < bytes { whole } else { bytes }
+}
+
+/// Zeros for a tensor whose memory is written later: none of it is touched here, so that it can come in large pages.
+pub(crate) fn untouched_zeros(len: usize) -> Vec<f32> {
+    let zeros = vec![0.0_f32; len];
+    #[cfg(all(target_os = "linux", not(miri)))]
+    if size_of_val(&zeros[..]) >= LARGE {
+        let start = zeros.as_ptr().addr();
+        let (first, end) = (start.next_multiple_of(LARGE), (start + size_of_val(&zeros[..])) & !(LARGE - 1));
+        if first < end {
+            let from = zeros.as_ptr().cast::<u8>().wrapping_add(first - start).cast_mut();
+            // SAFETY: whole pages inside the buffer; the advice changes no byte of them, and where it is refused nothing happens.
+            unsafe { libc::madvise(from.cast(), end - first, libc::MADV_HUGEPAGE) };
+        }
+    }
+    zeros
 }
 
 /// A buffer of plain values.

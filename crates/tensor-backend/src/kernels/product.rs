@@ -3,10 +3,12 @@
 use rayon::prelude::*;
 
 use super::activations::{Activations, Arithmetic, TOGETHER};
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::scalar;
 use super::tiles::{ROWS, Tiles};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 
 /// Bytes of weights that a thread takes at a time at least.
 const PART: usize = 1 << 16;
@@ -76,8 +78,17 @@ fn put(row: &mut [f32], tile: usize, found: &[f32; ROWS]) {
 fn one(tiles: &Tiles, tile: usize, x: &Activations, first: usize, out: &mut [[f32; ROWS]]) {
     let (group, arithmetic) = (x.group(first), x.arithmetic);
     #[cfg(target_arch = "x86_64")]
-    if avx512::runs(tiles, arithmetic) {
-        return avx512::tile(tiles, tile, group, arithmetic, out);
+    {
+        if avx512::runs(tiles, arithmetic) {
+            return avx512::tile(tiles, tile, group, arithmetic, out);
+        }
+        if avx2::runs(tiles) {
+            return avx2::tile(tiles, tile, group, arithmetic, out);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if neon::runs(tiles) {
+        return neon::tile(tiles, tile, group, arithmetic, out);
     }
     scalar::tile(tiles, tile, group, arithmetic, out);
 }
@@ -96,10 +107,10 @@ pub fn has_two_of_four_kernels(arithmetic: Arithmetic) -> bool {
 /// Whether rows are multiplied by kernels made for this processor.
 pub fn has_kernels(arithmetic: Arithmetic) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return avx512::available(arithmetic);
+    return avx512::available(arithmetic) || avx2::available();
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = arithmetic;
-        false
+        cfg!(target_arch = "aarch64")
     }
 }

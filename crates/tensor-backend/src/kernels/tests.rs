@@ -76,14 +76,40 @@ fn run(case: &Case, arithmetic: Arithmetic) -> Vec<f32> {
     out
 }
 
-fn twin(case: &Case, arithmetic: Arithmetic) -> Vec<f32> {
+/// A kernel as all have it.
+type Tile = fn(&Tiles, usize, activations::Group<'_>, Arithmetic, &mut [[f32; ROWS]]);
+
+/// What this processor runs on these codes beside the plain twin, which comes first.
+fn kernels(tiles: &Tiles, arithmetic: Arithmetic) -> Vec<(&'static str, Tile)> {
+    let _ = arithmetic;
+    let mut kernels: Vec<(_, Tile)> = vec![("scalar", scalar::tile)];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if avx512::runs(tiles, arithmetic) {
+            kernels.push(("AVX-512", avx512::tile));
+        }
+        if avx2::runs(tiles) {
+            kernels.push(("AVX2", avx2::tile));
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    if neon::runs(tiles) {
+        kernels.push(("NEON", neon::tile_by::<false>));
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            kernels.push(("NEON with dotprod", neon::tile_by::<true>));
+        }
+    }
+    kernels
+}
+
+fn by(case: &Case, arithmetic: Arithmetic, tile_of: Tile) -> Vec<f32> {
     let [outputs, inputs] = case.tiles.shape();
     let x = Activations::new(&case.x, case.rows, inputs, None, arithmetic);
     let mut out = vec![0.0; case.rows * outputs];
     for first in (0..case.rows).step_by(TOGETHER) {
         for tile in 0..case.tiles.tiles() {
             let mut found = vec![[0.0; ROWS]; TOGETHER];
-            scalar::tile(&case.tiles, tile, x.group(first), arithmetic, &mut found);
+            tile_of(&case.tiles, tile, x.group(first), arithmetic, &mut found);
             for (row, found) in found.iter().enumerate().take(case.rows - first) {
                 for lane in 0..ROWS.min(outputs - tile * ROWS) {
                     out[(first + row) * outputs + tile * ROWS + lane] = found[lane];
@@ -114,11 +140,10 @@ fn check(case: &Case) {
     }
     for arithmetic in [Arithmetic::Int8, Arithmetic::F32] {
         let found = run(case, arithmetic);
-        let plain = twin(case, arithmetic);
-        assert!(
-            found.iter().zip(&plain).all(|(a, b)| a.to_bits() == b.to_bits()),
-            "{arithmetic:?} differs from its twin"
-        );
+        for (name, kernel) in kernels(&case.tiles, arithmetic) {
+            let same = found.iter().zip(by(case, arithmetic, kernel)).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{name}, {arithmetic:?}: other bits than the product");
+        }
         for (i, (found, (exact, size))) in found.iter().zip(exact(case)).enumerate() {
             let bound = match arithmetic {
                 // Every rounding is off by at most half a step of 1/127 of the largest input.

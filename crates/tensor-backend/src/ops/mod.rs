@@ -1,7 +1,7 @@
 //! Operations of a decoder that would otherwise cost several passes over memory.
 //!
 //! Each has a plain twin made of tensor operations (`*_reference`), which every device runs, and a kernel for Flex in
-//! f32; both take part in autodiff. What they are for:
+//! f32; both take part in autodiff. GPUs have kernels for inference. What they are for:
 //!
 //! | operation | instead of |
 //! | --- | --- |
@@ -12,8 +12,8 @@
 //! | [`product`] | packing a weight for a few rows |
 //! | [`cross_entropy`] | six passes over `[tokens, vocabulary]` |
 
-// Without Flex the kernels have no caller.
-#![cfg_attr(not(feature = "flex"), allow(dead_code))]
+// Without Flex the kernels have no caller, without autodiff their gradients have none.
+#![cfg_attr(not(all(feature = "flex", feature = "autodiff")), allow(dead_code))]
 
 mod attention;
 mod cross_entropy;
@@ -30,8 +30,11 @@ mod swiglu;
 mod tests;
 pub(crate) mod tile;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use kindling_core::AttendSpec;
+
+#[cfg(feature = "cube")]
+use crate::gpu;
 
 pub use attention::attention_reference;
 pub use cross_entropy::cross_entropy_reference;
@@ -45,6 +48,10 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tens
     #[cfg(feature = "flex")]
     if flex::has_kernels(&x) && flex::has_kernels(&gain) {
         return flex::rms_norm(x, gain, eps);
+    }
+    #[cfg(feature = "cube")]
+    if gpu::has_kernels(&x) && gpu::has_kernels(&gain) {
+        return gpu::rms_norm(x, gain, eps);
     }
     rms_norm_reference(x, gain, eps)
 }
@@ -60,11 +67,36 @@ pub fn on_flex<const D: usize>(x: &Tensor<D>) -> bool {
     }
 }
 
+/// Zeros `shape` that are written and read often, as the buffers of a cache are: on the processor in large pages.
+pub fn room(shape: [usize; 4], device: &Device) -> Tensor<4> {
+    let on_processor = on_flex(&Tensor::<1>::empty([1], device));
+    if !on_processor {
+        return Tensor::zeros(shape, device);
+    }
+    let zeros = crate::kernels::pages::untouched_zeros(shape.iter().product());
+    Tensor::from_data(TensorData::new(zeros, shape), device)
+}
+
+/// Whether tensors on `device` meet the kernels for GPUs.
+pub fn on_gpu(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return gpu::has_kernels(&Tensor::<1>::empty([1], device));
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// `silu(gate) · up`.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if flex::has_kernels(&gate) && flex::has_kernels(&up) {
         return flex::swiglu(gate, up);
+    }
+    #[cfg(feature = "cube")]
+    if gpu::has_kernels(&gate) && gpu::has_kernels(&up) {
+        return gpu::swiglu(gate, up);
     }
     swiglu_reference(gate, up)
 }
@@ -78,6 +110,10 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     if flex::has_kernels(&x) && flex::has_kernels(&cos) && flex::has_kernels(&sin) {
         return flex::rotary(x, cos, sin);
     }
+    #[cfg(feature = "cube")]
+    if gpu::has_kernels(&x) && gpu::has_kernels(&cos) && gpu::has_kernels(&sin) {
+        return gpu::rotary(x, cos, sin);
+    }
     rotary_reference(x, cos, sin)
 }
 
@@ -90,6 +126,10 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &AttendSpec) ->
     #[cfg(feature = "flex")]
     if flex::has_kernels(&q) && flex::has_kernels(&k) && flex::has_kernels(&v) {
         return flex::attention(q, k, v, spec);
+    }
+    #[cfg(feature = "cube")]
+    if q.dims()[2] <= gpu::MOST_TOKENS && gpu::has_kernels(&q) && gpu::has_kernels(&k) && gpu::has_kernels(&v) {
+        return gpu::attention(q, k, v, spec);
     }
     attention_reference(q, k, v, spec)
 }
