@@ -165,7 +165,7 @@ fn gpu_kernels(root: &Path) -> Result<Outcome> {
         }
     }
     let packages = "-p kindling-tensor-backend -p kindling-model --features kindling-tensor-backend/webgpu";
-    cargo(root, &format!("test {packages} --lib --tests --locked gpu"), &[])
+    cargo(root, &format!("test --profile swift {packages} --lib --tests --locked gpu"), &[])
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use super::simd::{LANES, mul_add, total, vectorised};
 pub(super) const MOST_ROWS: usize = 8;
 /// Rows that share a read.
 const ROWS: usize = 4;
-/// Columns whose sums are in registers at a time.
-const COLUMNS: usize = 2 * LANES;
+/// Columns whose sums are in registers at a time: all of a value of usual width, so that values are read once and in order.
+const COLUMNS: usize = 4 * LANES;
 
 /// Goes through rows of an input and of an output, [`ROWS`] at a time and the last ones one by one; `$R` is their number.
 macro_rules! in_groups {
@@ -175,21 +175,14 @@ fn sums_of<const R: usize, const FMA: bool>(
     out: &mut [f32],
 ) {
     let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r * keys..][..keys]);
-    let whole = width - width % COLUMNS;
-    for at in (0..whole).step_by(COLUMNS) {
-        let mut sums = [[0.0f32; COLUMNS]; R];
-        for key in 0..keys {
-            let v = &v[key * stride + at..][..COLUMNS];
-            for r in 0..R {
-                let weight = weights[r][key];
-                for i in 0..COLUMNS {
-                    sums[r][i] = mul_add::<FMA>(weight, v[i], sums[r][i]);
-                }
-            }
-        }
-        for r in 0..R {
-            out[r * width + at..][..COLUMNS].copy_from_slice(&sums[r]);
-        }
+    let mut whole = 0;
+    while width - whole >= COLUMNS {
+        columns_of::<R, COLUMNS, FMA>(&weights, v, stride, width, whole, out);
+        whole += COLUMNS;
+    }
+    while width - whole >= LANES {
+        columns_of::<R, LANES, FMA>(&weights, v, stride, width, whole, out);
+        whole += LANES;
     }
     for r in 0..R {
         let out = &mut out[r * width + whole..][..width - whole];
@@ -198,6 +191,31 @@ fn sums_of<const R: usize, const FMA: bool>(
             let (weight, v) = (weights[r][key], &v[key * stride + whole..][..out.len()]);
             out.iter_mut().zip(v).for_each(|(out, v)| *out = mul_add::<FMA>(weight, *v, *out));
         }
+    }
+}
+
+/// Columns `at..at + C` of [`sums`].
+#[inline(always)]
+fn columns_of<const R: usize, const C: usize, const FMA: bool>(
+    weights: &[&[f32]; R],
+    v: &[f32],
+    stride: usize,
+    width: usize,
+    at: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[0.0f32; C]; R];
+    for key in 0..weights[0].len() {
+        let v = &v[key * stride + at..][..C];
+        for r in 0..R {
+            let weight = weights[r][key];
+            for i in 0..C {
+                sums[r][i] = mul_add::<FMA>(weight, v[i], sums[r][i]);
+            }
+        }
+    }
+    for r in 0..R {
+        out[r * width + at..][..C].copy_from_slice(&sums[r]);
     }
 }
 
