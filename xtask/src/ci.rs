@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -43,8 +44,15 @@ const STEPS: [Step; 12] = [
     ("kernels for GPUs", gpu_kernels),
 ];
 
+/// When the steps began.
+static BEGIN: OnceLock<Instant> = OnceLock::new();
+
+/// The last step is not begun later than this: all steps together have 40 minutes.
+const LATEST: Duration = Duration::from_secs(27 * 60);
+
 /// Runs all steps. Says on standard error what happens and how long it took.
 pub(crate) fn run() -> Result<()> {
+    BEGIN.get_or_init(Instant::now);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies inside no workspace")?;
     run_steps(&STEPS, root)
 }
@@ -148,6 +156,9 @@ fn fuzz_targets(root: &Path) -> Result<Outcome> {
 
 /// The kernels for GPUs on whatever Vulkan finds, a driver in software included. They compile burn once more, hence last.
 fn gpu_kernels(root: &Path) -> Result<Outcome> {
+    if BEGIN.get().is_some_and(|begin| begin.elapsed() > LATEST) {
+        return Ok(Outcome::Skipped(format!("{} minutes are gone, and it takes eight more", LATEST.as_secs() / 60)));
+    }
     let driver = || Path::new("/usr/share/vulkan/icd.d").read_dir().is_ok_and(|mut drivers| drivers.next().is_some());
     if !driver() {
         if std::env::var_os(INSTALL).is_none() {
@@ -158,9 +169,8 @@ fn gpu_kernels(root: &Path) -> Result<Outcome> {
         for arguments in ["update -qq", "install -y -qq mesa-vulkan-drivers"] {
             let mut apt = Command::new("apt-get");
             apt.args(arguments.split_whitespace()).env("DEBIAN_FRONTEND", "noninteractive");
-            let status = apt.status().with_context(|| format!("`apt-get {arguments}`"))?;
-            if !status.success() {
-                bail!("`apt-get {arguments}`: {status}");
+            if !apt.status().is_ok_and(|status| status.success()) {
+                return Ok(Outcome::Skipped(format!("there is no Vulkan driver, and `apt-get {arguments}` failed")));
             }
         }
     }
