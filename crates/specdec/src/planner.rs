@@ -4,6 +4,9 @@
 //! probability that a guess and all before it are right. Guesses of all texts are sorted by `A`, and the best beginning
 //! of that order is verified: a text that is easy to guess gets the share of one that is not, and where nothing pays
 //! nothing is verified.
+//!
+//! What guessing cost and did not bring back is a debt, which may grow with the time spent only so far: beyond, a text is
+//! decoded plainly until it may again. So guessing may bring much, and loses little, whatever was wrong about it.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +20,14 @@ const LOOK_AGAIN: u32 = 16;
 const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
 const ASSUMED: f64 = 0.05;
+/// What guessing may lose, of the time spent.
+const ALLOWED: f64 = 0.01;
+/// What it may lose before anything was gained, in rounds without guesses.
+const GRACE: f64 = 3.0;
+/// What remains of both after a round: what was not lost long ago may not be lost now.
+const FADING: f64 = 0.998;
+/// After so many rounds with guesses one without tells what such a round takes by now.
+const PLAIN_AGAIN: u32 = 64;
 /// A pass that takes longer, in seconds, is too dear to be repeated for measurements.
 const SLOW: f64 = 0.01;
 
@@ -27,31 +38,46 @@ pub struct CostModel {
     rows: BTreeMap<(u32, u32), Row>,
     /// Rounds in which less was verified than assumed costs would have paid for.
     held_back: u32,
+    /// Rounds with guesses since the last without.
+    since_plain: u32,
+    /// Seconds of rounds.
+    spent: f64,
+    /// Seconds that guessing cost more than it brought, gains beyond that forgotten.
+    debt: f64,
 }
 
-/// The newest times by number of guesses, in a ring.
+/// The newest times of rounds of as many guesses, in a ring.
 #[derive(Debug, Clone, Default)]
-struct Row(BTreeMap<usize, (Vec<f64>, usize)>);
+struct Times {
+    newest: Vec<f64>,
+    pushed: usize,
+    /// Their lower quartile.
+    usual: f64,
+}
+
+impl Times {
+    fn push(&mut self, seconds: f64) {
+        if self.newest.len() < KEPT {
+            self.newest.push(seconds);
+        } else {
+            self.newest[self.pushed % KEPT] = seconds;
+        }
+        self.pushed += 1;
+        let mut times = [f64::INFINITY; KEPT];
+        times[..self.newest.len()].copy_from_slice(&self.newest);
+        times.sort_unstable_by(f64::total_cmp);
+        self.usual = times[self.newest.len() / 4];
+    }
+}
+
+/// By number of guesses.
+#[derive(Debug, Clone, Default)]
+struct Row(BTreeMap<usize, Times>);
 
 impl Row {
-    fn push(&mut self, guesses: usize, seconds: f64) {
-        let (times, at) = self.0.entry(guesses).or_default();
-        if times.len() < KEPT {
-            times.push(seconds);
-        } else {
-            times[*at % KEPT] = seconds;
-        }
-        *at += 1;
-    }
-
     /// Times of 0, 1, …, `most` guesses; never less for more.
     fn times(&self, most: usize) -> Vec<f64> {
-        let usual = |times: &[f64]| {
-            let mut times = times.to_vec();
-            times.sort_unstable_by(f64::total_cmp);
-            times[times.len() / 4]
-        };
-        let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, (times, _))| (k, usual(times))).collect();
+        let mut known: Vec<(usize, f64)> = self.0.iter().map(|(&k, times)| (k, times.usual)).collect();
         // More guesses never take less time: where they seem to, the time of the fewer ones was disturbed.
         let mut lowest = f64::INFINITY;
         for (_, time) in known.iter_mut().rev() {
@@ -86,36 +112,54 @@ impl CostModel {
         (batch.max(1).ilog2(), context.max(1).ilog2())
     }
 
-    /// A round took this long.
+    /// A pass that verified so many guesses took this long.
     pub fn push(&mut self, batch: usize, context: usize, guesses: usize, seconds: f64) {
         if !(seconds.is_finite() && seconds > 0.0) {
             return;
         }
         let key = Self::key(batch, context);
         if !self.rows.contains_key(&key) {
-            // A new row begins as the nearest one, of as many texts if there is one.
-            let distance = |at: &(u32, u32)| 8 * at.0.abs_diff(key.0) + at.1.abs_diff(key.1);
-            let nearest = self.rows.keys().min_by_key(|at| distance(at)).copied();
-            let row = nearest.map(|at| self.rows[&at].clone()).unwrap_or_default();
+            // A new row begins as the nearest one.
+            let row = self.nearest(batch, context).cloned().unwrap_or_default();
             self.rows.insert(key, row);
         }
-        self.rows.entry(key).or_default().push(guesses, seconds);
+        self.rows.entry(key).or_default().0.entry(guesses).or_default().push(seconds);
+    }
+
+    /// Books a round of `batch` texts that gave so many `tokens` and whose guesses took `guessing` seconds to make. What
+    /// its pass took longer than passes for as many tokens without guesses is told by the usual times: its own may be
+    /// that of other work on the machine.
+    pub fn book(&mut self, batch: usize, context: usize, guesses: usize, tokens: usize, guessing: f64) {
+        let times = self.times(batch, context, guesses);
+        self.since_plain = if guesses == 0 { 0 } else { self.since_plain + 1 };
+        self.spent = FADING * self.spent + guessing + times[guesses];
+        let beyond = times[guesses] - times[0] * tokens as f64 / batch.max(1) as f64;
+        let lost = guessing + if guesses > 0 { beyond } else { 0.0 };
+        self.debt = (FADING * self.debt + lost).max(0.0);
+    }
+
+    /// Whether guessing has not yet lost as much as it may.
+    pub fn may_guess(&self, batch: usize, context: usize) -> bool {
+        let beyond = self.debt - ALLOWED * self.spent;
+        beyond <= 0.0 || beyond <= GRACE * self.times(batch, context, 0)[0]
     }
 
     /// How many rounds of so many guesses were measured, of those remembered.
     fn measured(&self, batch: usize, context: usize, guesses: usize) -> usize {
         let row = self.rows.get(&Self::key(batch, context)).and_then(|row| row.0.get(&guesses));
-        row.map_or(0, |(times, _)| times.len())
+        row.map_or(0, |times| times.newest.len())
     }
 
     /// Times of rounds of 0, 1, …, `most` guesses, in seconds or, before the first measurement, in rounds.
     pub fn times(&self, batch: usize, context: usize, most: usize) -> Vec<f64> {
+        self.nearest(batch, context).map_or_else(|| assumed(most), |row| row.times(most))
+    }
+
+    /// The row to go by: that of as many texts before that of as much context.
+    fn nearest(&self, batch: usize, context: usize) -> Option<&Row> {
         let key = Self::key(batch, context);
         let distance = |at: &(u32, u32)| 8 * at.0.abs_diff(key.0) + at.1.abs_diff(key.1);
-        match self.rows.iter().min_by_key(|(at, _)| distance(at)) {
-            Some((_, row)) => row.times(most),
-            None => Row::default().times(most),
-        }
+        self.rows.iter().min_by_key(|(at, _)| distance(at)).map(|(_, row)| row)
     }
 
     /// Measures rounds of some numbers of guesses, eight times each, behind the end of `text`, whose newest token is
@@ -186,6 +230,10 @@ pub fn plan(costs: &mut CostModel, context: usize, drafts: &mut [&mut Draft]) {
         costs.held_back += 1;
         taken += usize::from(costs.held_back.is_multiple_of(LOOK_AGAIN));
     }
+    let plain_is_known = costs.nearest(drafts.len(), context).is_some_and(|row| row.0.contains_key(&0));
+    if costs.since_plain >= PLAIN_AGAIN || !plain_is_known {
+        taken = 0;
+    }
     for (text, draft) in drafts.iter_mut().enumerate() {
         let mut wanted = vec![false; draft.len()];
         order[..taken].iter().filter(|(_, _, at)| *at == text).for_each(|&(_, node, _)| wanted[node] = true);
@@ -254,6 +302,52 @@ mod tests {
         assert!((0..4).all(|k| (times[k] - 1.0 - 0.1 * k as f64).abs() < 1e-12), "{times:?}");
         assert!(times.is_sorted() && times.len() == 7);
         assert_eq!(costs.times(4, 9000, 3), times[..4], "the nearest row serves until there is a better one");
+    }
+
+    /// Rounds of one guess that seems sure and costs half a round, right as `right` says; gives how many had a guess, and
+    /// the time of a token.
+    fn guessed(costs: &mut CostModel, rounds: usize, right: impl Fn(usize) -> bool) -> (usize, f64) {
+        let (mut with, mut time, mut tokens) = (0, 0.0, 0.0);
+        for round in 0..rounds {
+            let may = costs.may_guess(1, 9);
+            let mut draft = Draft::chain(may.then_some((1, 0.9))).unwrap();
+            plan(costs, 9, &mut [&mut draft]);
+            let guesses = draft.len();
+            let emitted = 1 + usize::from(guesses > 0 && right(round));
+            let (guessing, pass) = (if may { 0.01 } else { 0.0 }, 1.0 + 0.5 * guesses as f64);
+            costs.push(1, 9, guesses, pass);
+            costs.book(1, 9, guesses, emitted, guessing);
+            time += guessing + pass;
+            tokens += emitted as f64;
+            with += guesses;
+        }
+        (with, time / tokens)
+    }
+
+    #[test]
+    fn guesses_that_fail_are_given_up_and_those_that_succeed_again_are_not() {
+        let mut costs = CostModel::default();
+        let (with, time) = guessed(&mut costs, 2000, |_| false);
+        assert!(with > 20 && time < 1.02, "{with} rounds with guesses, {time} a token");
+        let (with, time) = guessed(&mut costs, 400, |_| true);
+        assert!(with > 330 && time < 0.82, "{with} rounds with guesses, {time} a token");
+        // Gains of before pay for nothing.
+        let (with, time) = guessed(&mut costs, 2000, |round| round % 3 == 0);
+        assert!(with < 300 && time < 1.025, "{with} rounds with guesses, {time} a token");
+    }
+
+    #[test]
+    fn a_plain_round_is_measured_now_and_then() {
+        let mut costs = CostModel::default();
+        let mut plain = 0;
+        for _ in 0..200 {
+            let mut draft = Draft::chain([(1, 0.99)]).unwrap();
+            plan(&mut costs, 9, &mut [&mut draft]);
+            costs.push(1, 9, draft.len(), 1.0);
+            costs.book(1, 9, draft.len(), 1 + draft.len(), 0.0);
+            plain += usize::from(draft.is_empty());
+        }
+        assert_eq!(plain, 4, "the first round, and three of two hundred");
     }
 
     proptest! {

@@ -53,7 +53,17 @@ pub struct InfinigramConfig {
 
 impl Default for InfinigramConfig {
     fn default() -> Self {
-        Self { longest: 32, min_count: 4, backoff: 3, floor: 0.01, depth: 16, copy_depth: 64, order: 2, links: 64, places: 32 }
+        Self {
+            longest: 32,
+            min_count: 4,
+            backoff: 3,
+            floor: 0.01,
+            depth: 16,
+            copy_depth: 64,
+            order: 2,
+            links: 64,
+            places: 16,
+        }
     }
 }
 
@@ -175,7 +185,9 @@ pub struct Infinigram<B> {
     index: Option<Arc<Index<B>>>,
     calibration: Arc<Mutex<Calibration>>,
     config: InfinigramConfig,
+    /// Where the text is in the corpus, and how much of the text it has read: the rest waits until there is guessing.
     cursor: Option<Cursor>,
+    read: usize,
     text: HashChain,
     prompt: usize,
     outputs: Option<Arc<Mutex<Outputs>>>,
@@ -207,7 +219,7 @@ impl<B: AsRef<[u8]>> Infinigram<B> {
         let cursor = index.as_ref().map(|index| Cursor::new(index, config.longest));
         let text = HashChain::new(config.order, config.links);
         let (guessed, scratch) = Default::default();
-        Self { index, calibration, config, cursor, text, prompt: 0, outputs: None, guessed, scratch }
+        Self { index, calibration, config, cursor, read: 0, text, prompt: 0, outputs: None, guessed, scratch }
     }
 
     /// Also guesses from earlier outputs, and gives its own to them.
@@ -218,7 +230,9 @@ impl<B: AsRef<[u8]>> Infinigram<B> {
 
     /// The majority's way through the corpus.
     fn follow_corpus(&mut self, most: usize, calibration: &Calibration) {
-        let (Some(index), Some(cursor), config) = (&self.index, &self.cursor, &self.config) else { return };
+        let (Some(index), Some(cursor), config) = (&self.index, &mut self.cursor, &self.config) else { return };
+        cursor.extend(index, &self.text.tokens()[self.read..]);
+        self.read = self.text.tokens().len();
         let mut found = cursor.longest().clone();
         for _ in 0..config.backoff {
             if found.len <= 1 || found.count() >= config.min_count {
@@ -334,9 +348,9 @@ impl<B: AsRef<[u8]> + Send + Sync> Drafter for Infinigram<B> {
         self.guessed.iter_mut().for_each(Vec::clear);
         self.prompt = prompt.len();
         prompt.iter().for_each(|&token| self.text.append(token));
+        self.read = 0;
         if let (Some(index), Some(cursor)) = (&self.index, &mut self.cursor) {
             cursor.reset(index);
-            cursor.extend(index, prompt);
         }
         Ok(())
     }
@@ -372,9 +386,6 @@ impl<B: AsRef<[u8]> + Send + Sync> Drafter for Infinigram<B> {
         }
         drop(calibration);
         tokens.iter().for_each(|&token| self.text.append(token));
-        if let (Some(index), Some(cursor)) = (&self.index, &mut self.cursor) {
-            cursor.extend(index, tokens);
-        }
         Ok(())
     }
 

@@ -359,7 +359,8 @@ impl<B: AsRef<[u8]>> Index<B> {
     pub fn token(&self, place: Place, ahead: usize) -> Option<u32> {
         let parts = self.header.shards.get(place.shard as usize)?;
         let text = self.bytes.as_ref().get(parts.text.bytes.clone())?;
-        token(text, place.next as usize + ahead, self.header.width).filter(|&token| token != separator(self.header.width))
+        token(text, place.next as usize + ahead, self.header.width)
+            .filter(|&token| token != separator(self.header.width))
     }
 
     /// The tokens after each of at most `most` occurrences, up to `len` and not past the end of the document.

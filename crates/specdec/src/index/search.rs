@@ -71,8 +71,11 @@ impl<'a> Shard<'a> {
         let (least, most) = bounds(query);
         let first = self.keys_below(least);
         // A key inside the bounds tells that its suffix is not below the query only if the query is that short.
-        let end =
-            if query.len() <= KEY { first } else { gallop(first..self.top.len() / KEY, |block| self.key(block) <= most) };
+        let end = if query.len() <= KEY {
+            first
+        } else {
+            gallop(first..self.top.len() / KEY, |block| self.key(block) <= most)
+        };
         let ranks = self.block_end(first.wrapping_sub(1), true)..self.block_end(end, false);
         partition(ranks, |rank| self.start_of(rank, query.len()) < query)
     }
