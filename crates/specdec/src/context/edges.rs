@@ -62,11 +62,11 @@ pub(super) struct Pool {
 
 /// The first place in a block, from where `token` belongs, that holds it or is free; `None`: the block is full of others.
 fn place(slots: &[Edge], token: u32) -> Option<usize> {
-    let bits = slots.len().trailing_zeros();
+    let (bits, last) = (slots.len().trailing_zeros(), slots.len().wrapping_sub(1));
     // The top bits of the product depend on all bits of the token.
     let start = if slots.len() <= SCANNED { 0 } else { (token.wrapping_mul(0x9e37_79b9) >> (32 - bits)) as usize };
-    let places = (start..slots.len()).chain(0..start);
-    places.into_iter().find(|&at| slots[at].to == 0 || slots[at].token == token)
+    let mut places = (start..start + slots.len()).map(|at| at & last);
+    places.find(|&at| slots[at].to == 0 || slots[at].token == token)
 }
 
 impl Pool {

@@ -77,7 +77,19 @@ impl<'a> Shard<'a> {
             gallop(first..self.top.len() / KEY, |block| self.key(block) <= most)
         };
         let ranks = self.block_end(first.wrapping_sub(1), true)..self.block_end(end, false);
-        partition(ranks, |rank| self.start_of(rank, query.len()) < query)
+        // Sixteen bytes decide most comparisons without a call.
+        partition(ranks, |rank| match self.suffix(rank).first_chunk::<KEY>() {
+            Some(key) if query.len() <= KEY || u128::from_be_bytes(*key) != least => u128::from_be_bytes(*key) < least,
+            _ => self.start_of(rank, query.len()) < query,
+        })
+    }
+
+    fn begins(&self, rank: usize, query: &[u8], (least, most): (u128, u128)) -> bool {
+        let suffix = self.suffix(rank);
+        match suffix.first_chunk::<KEY>() {
+            Some(key) if query.len() <= KEY => (least..=most).contains(&u128::from_be_bytes(*key)),
+            _ => suffix.starts_with(query),
+        }
     }
 
     /// The rank of a block's key: ranks before the answer, or the end of the ranks that may hold it.
@@ -91,8 +103,8 @@ impl<'a> Shard<'a> {
 
     /// The first rank from `lower` on whose suffix does not begin with `query`, if all that do begin at `lower`.
     fn upper(&self, lower: usize, query: &[u8]) -> usize {
-        let begins = |rank: usize| self.suffix(rank).starts_with(query);
-        gallop(lower..self.suffixes, begins)
+        let bounds = bounds(query);
+        gallop(lower..self.suffixes, |rank| self.begins(rank, query, bounds))
     }
 
     /// The ranks of the suffixes that begin with `query`; empty if none does.
