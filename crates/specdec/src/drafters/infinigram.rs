@@ -155,15 +155,10 @@ fn follow<P>(
     let mut confidence = 1.0;
     while steps.len() < seen.most {
         let at = steps.len();
-        // The first place's token comes first, and stays among equals.
-        votes.clear();
-        for token in places.iter().filter_map(|place| ahead(place, at)) {
-            match votes.iter_mut().find(|(known, _)| *known == token) {
-                Some((_, votes)) => *votes += 1,
-                None => votes.push((token, 1)),
-            }
-        }
-        let best = votes.iter().copied().reduce(|best, vote| if vote.1 > best.1 { vote } else { best });
+        let best = match &places[..] {
+            [only] => ahead(only, at).map(|token| (token, 1)),
+            places => majority(places.iter().filter_map(|place| ahead(place, at)), votes),
+        };
         let Some((token, agree)) = best else { break };
         let count = places.len() as f64 * seen.weight;
         let share = share(agree as f64 * seen.weight, count);
@@ -177,6 +172,18 @@ fn follow<P>(
             places.retain(|place| ahead(place, at) == Some(token));
         }
     }
+}
+
+/// The token with the most votes, the first among equals, and how many these are.
+fn majority(tokens: impl Iterator<Item = u32>, votes: &mut Vec<(u32, usize)>) -> Option<(u32, usize)> {
+    votes.clear();
+    for token in tokens {
+        match votes.iter_mut().find(|(known, _)| *known == token) {
+            Some((_, votes)) => *votes += 1,
+            None => votes.push((token, 1)),
+        }
+    }
+    votes.iter().copied().reduce(|best, vote| if vote.1 > best.1 { vote } else { best })
 }
 
 /// The drafter.
@@ -364,7 +371,8 @@ impl<B: AsRef<[u8]> + Send + Sync> Drafter for Infinigram<B> {
         self.follow_text(OUTPUTS, most, &calibration);
         self.follow_corpus(most, &calibration);
         drop(calibration);
-        if room.trees {
+        let alone = self.guessed.iter().filter(|steps| !steps.is_empty()).count() <= 1;
+        if room.trees && !alone {
             self.tree(draft)?
         } else {
             self.best_chain(draft)?
