@@ -57,7 +57,7 @@ impl Default for InfinigramConfig {
             longest: 32,
             min_count: 4,
             backoff: 3,
-            floor: 0.01,
+            floor: 0.02,
             depth: 16,
             copy_depth: 64,
             order: 2,
