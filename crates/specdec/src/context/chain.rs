@@ -136,6 +136,22 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn places_like_the_end_of_another_text_are_found(
+            known in prop::collection::vec(0u32..3, 1..80), text in prop::collection::vec(0u32..4, 0..10),
+            order in 1usize..4, most in 4usize..10,
+        ) {
+            let mut chain = HashChain::new(order, usize::MAX);
+            known.iter().for_each(|&token| chain.append(token));
+            let mut found = Vec::new();
+            chain.like(&text, most, &mut found);
+            let length = |end: usize| (0..end.min(most).min(text.len())).take_while(|k| known[end - 1 - k] == text[text.len() - 1 - k]).count();
+            let brute: Vec<Earlier> = (1..=known.len()).rev().map(|end| Earlier { next: end, len: length(end) }).filter(|e| e.len >= order).collect();
+            prop_assert_eq!(found, brute);
+        }
+    }
+
     #[test]
     fn only_the_newest_links_are_followed() {
         let mut chain = HashChain::new(1, 2);

@@ -1,8 +1,9 @@
-//! Infinigram drafting: the longest match in a corpus and in the text itself, on one scale of confidence.
+//! Infinigram drafting: the longest match in a corpus, in earlier outputs and in the text itself, on one scale of confidence.
 //!
-//! Two sources each follow the majority of their longest match that occurs often enough: a corpus [`Index`], broad and
-//! noisy, and the text so far, narrow and precise. Each guess gets the probability that it is right, learned online from
-//! its source, the length and frequency of its match and the share in favour ([`Calibration`]). The two chains become one
+//! Three sources each follow the majority of their longest match that occurs often enough: a corpus [`Index`], broad and
+//! noisy; earlier [`Outputs`]; and the text so far, narrow and precise. Of many occurrences some, evenly spaced, stand for
+//! all, and from then on only they are read. Each guess gets the probability that it is right, learned online from
+//! its source, the length and frequency of its match and the share in favour ([`Calibration`]). The chains become one
 //! tree, and the [planner](crate::planner) verifies as much of it as pays on this machine, down to nothing.
 //!
 //! Source: the idea after "Optimizing Large Language Models: Algorithmic Advancements and Model Design Strategies",
@@ -442,6 +443,29 @@ mod tests {
         assert_eq!(found.iter().filter(|(token, _)| *token == 6).count(), 1);
         let chain = nodes(&mut drafter, &Room { trees: false, ..ROOM });
         assert!(chain.iter().enumerate().all(|(i, (_, parent))| *parent == i.checked_sub(1)));
+    }
+
+    #[test]
+    fn earlier_outputs_are_a_source() {
+        let outputs = Arc::new(Mutex::new(Outputs::new(100, &InfinigramConfig::default())));
+        let drafter = || drafter(&[&[50]]).with_outputs(outputs.clone());
+        let mut first = drafter();
+        first.begin(&[1]).unwrap();
+        first.commit(&[2, 3, 4, 5]).unwrap();
+        drop(first);
+        let mut second = drafter();
+        second.begin(&[9, 2, 3]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [(4, None), (5, Some(0))], "not beyond the end of the output");
+        second.begin(&[9, 1, 2]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [], "prompts are not outputs");
+        for output in 10..60 {
+            outputs.lock().unwrap().push(&[output; 7]);
+            assert!(outputs.lock().unwrap().len() <= 100);
+        }
+        outputs.lock().unwrap().push(&(1000..2000).collect::<Vec<_>>());
+        assert_eq!(outputs.lock().unwrap().len(), 100);
+        second.begin(&[1997, 1998]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [(1999, None)]);
     }
 
     #[test]
