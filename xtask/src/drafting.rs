@@ -21,6 +21,7 @@ use kindling_specdec::drafters::ngram::Ngram;
 use kindling_specdec::drafters::recycling::{Candidates, Recycling};
 use kindling_specdec::drafters::rest::{Rest, RestConfig};
 use kindling_specdec::drafters::suffix::{OutputPool, Suffix, SuffixConfig};
+use kindling_specdec::planner::Pass;
 use kindling_specdec::{Calibration, CostModel, Index, Learned, Limits, Request, Written};
 
 use crate::error::{OrUser, user};
@@ -181,9 +182,9 @@ impl Drafting {
         Ok(kindling_specdec::generate(&mut session, requests, &mut drafters, &limits, &mut self.costs, each)?)
     }
 
-    /// Milliseconds of passes with 0, 1, … guesses, as far as measured.
-    pub(crate) fn pass_ms(&self, batch: usize, context: usize, guesses: usize) -> Vec<f64> {
-        self.costs.times(batch, context, guesses).iter().map(|seconds| 1e3 * seconds).collect()
+    /// Milliseconds of passes with 0, 1, … guesses up to those of `pass`, as far as measured.
+    pub(crate) fn pass_ms(&self, pass: Pass) -> Vec<f64> {
+        self.costs.times(pass).iter().map(|seconds| 1e3 * seconds).collect()
     }
 
     /// Times passes of several lengths once: how much a guess costs on this machine.

@@ -7,7 +7,7 @@ use kindling_core::draft::{Input, Room};
 use kindling_core::sampling::{Sampler, SamplingError};
 use kindling_core::{Draft, Drafter, Error, Result, Target};
 
-use crate::planner::{CostModel, plan};
+use crate::planner::{CostModel, Pass, plan};
 use crate::verify::{SeededDice, Verdict, follow, reject};
 
 /// One text to write.
@@ -279,8 +279,9 @@ pub fn generate(
         let seconds = passing.as_secs_f64();
         active.iter().for_each(|&text| texts[text].written.stats.verify_seconds += seconds);
         let guesses = inputs.iter().map(|input| input.tokens.len() - 1).sum();
-        costs.push(active.len(), context, guesses, (passing - observing).as_secs_f64());
-        costs.book(active.len(), context, guesses, emitted, (guessing + observing).as_secs_f64());
+        let pass = Pass { batch: active.len(), context, guesses, tree: !inputs.iter().all(Input::is_chain) };
+        costs.push(pass, (passing - observing).as_secs_f64());
+        costs.book(pass, emitted, (guessing + observing).as_secs_f64());
         if stop {
             break;
         }

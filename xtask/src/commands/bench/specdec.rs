@@ -8,6 +8,7 @@ use anyhow::Result;
 use kindling_core::Cx;
 use kindling_core::sampling::{Sampler, SamplingConfig};
 use kindling_model::ModelFiles;
+use kindling_specdec::planner::Pass;
 use kindling_specdec::{Request, Stats};
 use kindling_tensor_backend::device::{DeviceName, device};
 use rand_chacha::rand_core::Rng;
@@ -35,8 +36,10 @@ struct Row {
     accepted_by_position: Vec<f64>,
     draft_ms: f64,
     verify_ms: f64,
-    /// Of a pass that verifies 0, 1, … guesses, over all texts of a batch, at the end of the last text.
+    /// Of a pass that verifies 0, 1, … guesses, over all texts of a batch, at the end of the last text; and of one whose
+    /// guesses fork.
     pass_ms: Vec<f64>,
+    tree_pass_ms: Vec<f64>,
     /// Texts that are token for token those without drafter, of how many.
     identical: usize,
     texts: usize,
@@ -121,8 +124,9 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
         let base = (sums[0].tokens as f64 / sums[0].seconds, sums[0].cpu.map(|cpu| sums[0].tokens as f64 / cpu));
         let context = args.prompt_tokens + args.new;
         rows.extend(names.iter().zip(sums).zip(&draftings).map(|((draft, sum), drafting)| {
-            let pass_ms = drafting.pass_ms(args.batch, context, if *draft == Draft::None { 0 } else { args.max_draft });
-            row(set, draft, args.batch, sum, base, pass_ms)
+            let guesses = if *draft == Draft::None { 0 } else { args.max_draft };
+            let ms = |tree| drafting.pass_ms(Pass { batch: args.batch, context, guesses, tree });
+            row(set, draft, args.batch, sum, base, [ms(false), ms(true)])
         }));
     }
     if args.json {
@@ -143,12 +147,30 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
         ]
     });
     output::line(output::table(
-        ["prompts", "draft", "tok/s", "speed-up", "by cpu", "tokens/pass", "accepted", "drafting", "pass of 4", "same text"],
+        [
+            "prompts",
+            "draft",
+            "tok/s",
+            "speed-up",
+            "by cpu",
+            "tokens/pass",
+            "accepted",
+            "drafting",
+            "pass of 4",
+            "same text",
+        ],
         cells,
     ))
 }
 
-fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: (f64, Option<f64>), pass_ms: Vec<f64>) -> Row {
+fn row(
+    set: PromptSet,
+    draft: &Draft,
+    batch: usize,
+    sum: Sum,
+    base: (f64, Option<f64>),
+    [pass_ms, tree_pass_ms]: [Vec<f64>; 2],
+) -> Row {
     let rate = sum.tokens as f64 / sum.seconds;
     let share = |&(tried, right): &(u64, u64)| right as f64 / tried.max(1) as f64;
     Row {
@@ -165,6 +187,7 @@ fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: (f64, Option
         draft_ms: sum.stats.draft_seconds * 1e3,
         verify_ms: sum.stats.verify_seconds * 1e3,
         pass_ms,
+        tree_pass_ms,
         identical: sum.identical,
         texts: sum.texts,
     }
