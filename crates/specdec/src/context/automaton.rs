@@ -187,7 +187,13 @@ impl SuffixAutomaton {
         self.tokens += 1;
         location.last = self.extend(location.last, token, position);
         if self.depth > 0 {
-            self.follow(location, token);
+            let depth = self.depth.min(location.depth + 1);
+            if self.longest(self.nodes[location.last].link) < depth as usize {
+                // The end of this depth occurs where the whole text does: seldom otherwise.
+                (location.counted, location.depth) = (location.last, depth);
+            } else {
+                self.follow(location, token);
+            }
             self.add_counts(location.counted, 1);
         }
     }
