@@ -1,6 +1,7 @@
 //! Drafting without a model: the corpus index, the structures over the text so far, verification.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kindling_core::draft::Room;
@@ -64,20 +65,36 @@ fn draft(criterion: &mut Criterion) {
     });
 
     let room = Room { nodes: 16, depth: 16, trees: true, batch: 1 };
+    // A guess and the token that then comes, while the second half of the text goes by.
+    let (prompt, rest) = tokens.split_at(tokens.len() / 2);
     let mut guess = |name: &str, drafter: &mut dyn Drafter| {
         let mut draft = Draft::default();
-        drafter.begin(&tokens).expect("tokens are read");
         group.throughput(Throughput::Elements(1));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                draft.clear();
-                drafter.propose(&room, &mut draft).expect("guesses are made");
-                draft.len()
+            bencher.iter_custom(|rounds| {
+                let (mut left, mut spent) = (rounds as usize, Duration::ZERO);
+                while left > 0 {
+                    let now = &rest[..left.min(rest.len())];
+                    left -= now.len();
+                    drafter.begin(prompt).expect("tokens are read");
+                    let start = Instant::now();
+                    for token in now {
+                        draft.clear();
+                        drafter.propose(&room, &mut draft).expect("guesses are made");
+                        drafter.commit(&[*token]).expect("tokens are read");
+                    }
+                    spent += start.elapsed();
+                }
+                spent
             });
         });
     };
     guess("suffix draft", &mut Suffix::new(SuffixConfig::default(), None));
-    guess("infinigram draft", &mut Infinigram::new(Some(index.clone()), Arc::default(), InfinigramConfig::default()));
+    let infinigram = |index: Option<&Arc<Index<Vec<u8>>>>| {
+        Infinigram::new(index.cloned(), Arc::default(), InfinigramConfig::default())
+    };
+    guess("infinigram draft from the text", &mut infinigram(None));
+    guess("infinigram draft from text and corpus", &mut infinigram(Some(&index)));
 
     let chain = Draft::chain((0..16).map(|token| (token, 0.5))).expect("a chain");
     group.bench_function("follow 16 guesses", |bencher| {

@@ -14,18 +14,19 @@ use kindling_model::checkpoint::MappedFile;
 use kindling_model::tokenizer::Tokenizer;
 use kindling_model::{Decoder, ModelFiles, Session};
 use kindling_specdec::drafters::Nothing;
-use kindling_specdec::drafters::infinigram::{Infinigram, InfinigramConfig};
+use kindling_specdec::drafters::infinigram::{Infinigram, InfinigramConfig, Outputs};
 use kindling_specdec::drafters::lookup::Lookup;
 use kindling_specdec::drafters::model::{ModelConfig, ModelDrafter};
 use kindling_specdec::drafters::ngram::Ngram;
 use kindling_specdec::drafters::recycling::{Candidates, Recycling};
 use kindling_specdec::drafters::rest::{Rest, RestConfig};
 use kindling_specdec::drafters::suffix::{OutputPool, Suffix, SuffixConfig};
+use kindling_specdec::planner::Pass;
 use kindling_specdec::{Calibration, CostModel, Index, Learned, Limits, Request, Written};
 
 use crate::error::{OrUser, user};
 
-/// Tokens of earlier outputs that `suffix` remembers.
+/// Tokens of earlier outputs that `suffix` and `infinigram` remember.
 const POOL: usize = 1 << 20;
 
 /// Who guesses, as typed.
@@ -88,6 +89,7 @@ pub(crate) struct Drafting {
     model: Option<Arc<Decoder>>,
     calibration: Arc<Mutex<Calibration>>,
     pool: Arc<Mutex<OutputPool>>,
+    outputs: Arc<Mutex<Outputs>>,
     candidates: Arc<Mutex<Candidates>>,
     costs: CostModel,
     measured: bool,
@@ -124,6 +126,7 @@ impl Drafting {
             model,
             calibration: Arc::default(),
             pool: Arc::new(Mutex::new(OutputPool::new(POOL, SuffixConfig::default().depth))),
+            outputs: Arc::new(Mutex::new(Outputs::new(POOL, &InfinigramConfig::default()))),
             candidates: Arc::new(Mutex::new(Candidates::new(vocab))),
             costs: CostModel::default(),
             measured: false,
@@ -141,7 +144,8 @@ impl Drafting {
             (Draft::Recycling, ..) => Box::new(self.learned(Recycling::new(self.candidates.clone()))),
             (Draft::Rest(_), Some(index), _) => Box::new(self.learned(Rest::new(index.clone(), RestConfig::default()))),
             (Draft::Infinigram(_), index, _) => {
-                Box::new(Infinigram::new(index.clone(), self.calibration.clone(), InfinigramConfig::default()))
+                let drafter = Infinigram::new(index.clone(), self.calibration.clone(), InfinigramConfig::default());
+                Box::new(drafter.with_outputs(self.outputs.clone()))
             }
             (Draft::Model(_) | Draft::Skip(_), _, Some(model)) => {
                 let (session, vocab) = (Session::new(model.clone(), 1), self.target.spec().vocab_size);
@@ -176,6 +180,11 @@ impl Drafting {
         let guesses = if self.draft == Draft::None { 0 } else { guesses };
         let limits = Limits { guesses, tokens: self.tokens };
         Ok(kindling_specdec::generate(&mut session, requests, &mut drafters, &limits, &mut self.costs, each)?)
+    }
+
+    /// Milliseconds of passes with 0, 1, … guesses up to those of `pass`, as far as measured.
+    pub(crate) fn pass_ms(&self, pass: Pass) -> Vec<f64> {
+        self.costs.times(pass).iter().map(|seconds| 1e3 * seconds).collect()
     }
 
     /// Times passes of several lengths once: how much a guess costs on this machine.

@@ -44,7 +44,7 @@ pub struct Calibration {
 
 impl Default for Calibration {
     fn default() -> Self {
-        Self::new(2, 8.0, 0.999)
+        Self::new(3, 8.0, 0.999)
     }
 }
 
@@ -84,23 +84,14 @@ impl Calibration {
     }
 }
 
-/// The share of the occurrences of a match that agree, `agree` of `count`, drawn towards that of the next shorter match:
-/// `shorter` is its agreeing and all occurrences, if there is a shorter one.
-pub fn share(agree: u64, count: u64, shorter: Option<(u64, u64)>) -> f64 {
-    const DRAWN: f64 = 1.0;
-    let below = shorter.map_or(0.0, |(agree, count)| agree as f64 / (count as f64 + DRAWN));
-    (agree as f64 + DRAWN * below) / (count as f64 + DRAWN)
+/// The share of a match's `count` occurrences that agree, as if one more did not: a match that occurs once proves little.
+pub fn share(agree: f64, count: f64) -> f64 {
+    agree / (count + 1.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_share_leans_on_the_shorter_match() {
-        assert!((share(2, 3, Some((4, 9))) - 0.6).abs() < 1e-12, "4 of 9 + 1 is 0.4; (2 + 0.4) / 4");
-        assert_eq!(share(1, 1, None), 0.5);
-    }
 
     #[test]
     fn files_lean_on_coarser_ones() {

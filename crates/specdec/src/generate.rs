@@ -1,13 +1,13 @@
 //! The loop: guess, verify, keep what was right.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kindling_core::draft::{Input, Room};
 use kindling_core::sampling::{Sampler, SamplingError};
 use kindling_core::{Draft, Drafter, Error, Result, Target};
 
-use crate::planner::{CostModel, plan};
+use crate::planner::{CostModel, Pass, plan};
 use crate::verify::{SeededDice, Verdict, follow, reject};
 
 /// One text to write.
@@ -76,6 +76,8 @@ struct Growing<'a> {
     history: Vec<u32>,
     written: Written,
     draft: Draft,
+    /// Whether there is guessing in this round.
+    guesses: bool,
     ended: bool,
 }
 
@@ -96,7 +98,6 @@ impl Growing<'_> {
     /// Guesses, within what may be guessed.
     fn guess(&mut self, limits: &Limits, trees: bool, batch: usize) -> Result<()> {
         let start = Instant::now();
-        self.draft.clear();
         // The last token of the text is the target's own.
         let room = Room { nodes: limits.guesses, depth: self.room() - 1, trees, batch };
         if room.nodes > 0 && room.depth > 0 {
@@ -202,6 +203,7 @@ pub fn generate(
             history: request.prompt.clone(),
             written: Written::default(),
             draft: Draft::default(),
+            guesses: false,
             ended: request.max_new_tokens == 0,
         })
         .collect();
@@ -229,14 +231,21 @@ pub fn generate(
         if active.is_empty() {
             break;
         }
-        for &text in &active {
-            texts[text].guess(limits, target.takes_trees(), active.len())?;
-        }
         let context = active.iter().map(|&text| texts[text].history.len()).max().unwrap_or(0);
+        let may_guess = costs.may_guess(active.len(), context);
+        for &text in &active {
+            let growing = &mut texts[text];
+            growing.draft.clear();
+            growing.guesses = may_guess || !growing.drafter.is_calibrated();
+            if growing.guesses {
+                growing.guess(limits, target.takes_trees(), active.len())?;
+            }
+        }
         let planned = texts.iter_mut().filter(|text| !text.ended && text.drafter.is_calibrated());
         plan(costs, context, &mut planned.map(|text| &mut text.draft).collect::<Vec<_>>());
 
         let verifying = Instant::now();
+        let guessing = verifying - start;
         let inputs: Vec<Input> = active
             .iter()
             .map(|&text| Input::draft(text, texts[text].history[texts[text].history.len() - 1], &texts[text].draft))
@@ -244,16 +253,18 @@ pub fn generate(
         let held: Vec<usize> = active.iter().map(|&text| target.len(text)).collect();
         let mut logits = target.forward(&inputs, false)?;
         let mut row = 0;
-        let mut stop = false;
+        let (mut stop, mut emitted, mut observing) = (false, 0, Duration::ZERO);
         for ((&text, input), from) in active.iter().zip(&inputs).zip(held) {
             let growing = &mut texts[text];
             let rows = logits.rows_mut(row..row + input.tokens.len());
             row += input.tokens.len();
             let wanted = growing.drafter.looks_at();
-            if wanted > 0 {
+            if wanted > 0 && growing.guesses {
+                let start = Instant::now();
                 for (&token, row) in input.tokens.iter().zip(rows.chunks_exact(vocab)) {
                     growing.drafter.observe(token, &largest(row, wanted.min(limits.tokens)));
                 }
+                observing += start.elapsed();
             }
             let verdict = growing.judge(rows, vocab)?;
             if verdict.rows().len() < input.tokens.len() {
@@ -261,12 +272,16 @@ pub fn generate(
             }
             growing.count(&verdict);
             growing.take(&verdict.tokens)?;
+            emitted += verdict.tokens.len();
             stop |= each(text, &verdict.tokens).is_break();
         }
-        let seconds = verifying.elapsed().as_secs_f64();
+        let passing = verifying.elapsed();
+        let seconds = passing.as_secs_f64();
         active.iter().for_each(|&text| texts[text].written.stats.verify_seconds += seconds);
         let guesses = inputs.iter().map(|input| input.tokens.len() - 1).sum();
-        costs.push(active.len(), context, guesses, start.elapsed().as_secs_f64());
+        let pass = Pass { batch: active.len(), context, guesses, tree: !inputs.iter().all(Input::is_chain) };
+        costs.push(pass, (passing - observing).as_secs_f64());
+        costs.book(pass, emitted, (guessing + observing).as_secs_f64());
         if stop {
             break;
         }

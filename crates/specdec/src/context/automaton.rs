@@ -4,6 +4,9 @@
 //! n-grams continued by one token. Adding a token creates at most two states and three edges on average, whatever the
 //! text. Several texts share one automaton, each with a [`Location`] of its own; removing one takes back its counts.
 //!
+//! Accesses to memory decide its speed: a node is half a cache line and holds its first edge, its other edges lie together,
+//! and an edge knows what the lengths at its ends would tell.
+//!
 //! Counts are of occurrences of n-grams up to the depth given; they are kept by walking from the class of the text's end
 //! through those of its shorter ends. Guessing only reads, so there is nothing to undo after a refusal; a text that is
 //! cut back is removed and added again up to the cut, see [`remove`](SuffixAutomaton::remove).
@@ -11,13 +14,19 @@
 //! Source: "The smallest automaton recognizing the subwords of a text", Blumer et al., Theoretical Computer Science 1985;
 //! its use for drafting after "SAM Decoding: Speculative Decoding via Suffix Automaton", arXiv 2411.10666.
 
+use std::ops::{Index, IndexMut};
+
+use super::edges::{Block, Edge, FREE, Pool, SOLID};
+
 /// A class of n-grams.
 pub type State = u32;
 
 const ROOT: State = 0;
 const NONE: u32 = u32::MAX;
 
+/// Half a cache line. Most classes have one edge only; it lies in the node, so that following it is no further access.
 #[derive(Debug, Clone, Copy)]
+#[repr(C, align(32))]
 struct Node {
     /// Length of the longest n-gram of the class.
     len: u32,
@@ -27,21 +36,51 @@ struct Node {
     first: u32,
     /// Occurrences, as far as counted.
     count: u32,
-    /// The token of its newest edge; `NONE`: it has none.
-    newest: u32,
+    /// The first edge.
+    edge: Edge,
+    others: Block,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Edge {
-    /// `NONE`: the slot is free.
-    from: State,
-    token: u32,
-    to: State,
-    /// The token of the next older edge of the same state.
-    older: u32,
+/// All nodes, in chunks: none ever moves, so that no token waits for megabytes to be copied.
+#[derive(Debug, Clone, Default)]
+struct Nodes {
+    chunks: Vec<Vec<Node>>,
+    len: usize,
 }
 
-const FREE: Edge = Edge { from: NONE, token: 0, to: 0, older: NONE };
+/// Nodes of a chunk.
+const CHUNK: usize = 1024;
+
+impl Nodes {
+    fn push(&mut self, node: Node) -> State {
+        let at = self.len;
+        if at == self.chunks.len() * CHUNK {
+            self.chunks.push(Vec::with_capacity(CHUNK));
+        }
+        self.chunks[at / CHUNK].push(node);
+        self.len += 1;
+        at as State
+    }
+
+    fn clear(&mut self) {
+        self.chunks.iter_mut().for_each(Vec::clear);
+        self.len = 0;
+    }
+}
+
+impl Index<State> for Nodes {
+    type Output = Node;
+
+    fn index(&self, state: State) -> &Node {
+        &self.chunks[state as usize / CHUNK][state as usize % CHUNK]
+    }
+}
+
+impl IndexMut<State> for Nodes {
+    fn index_mut(&mut self, state: State) -> &mut Node {
+        &mut self.chunks[state as usize / CHUNK][state as usize % CHUNK]
+    }
+}
 
 /// Where a text ends: its class, and that of its last tokens up to the depth of counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,19 +98,34 @@ impl Location {
 /// The n-grams of texts that grow: how often each occurs, where first, what follows.
 #[derive(Debug, Clone)]
 pub struct SuffixAutomaton {
-    nodes: Vec<Node>,
-    /// Open addressing by state and token, a power of two long: finding an edge is one access to memory.
-    table: Vec<Edge>,
-    edges: usize,
+    nodes: Nodes,
+    pool: Pool,
     depth: u32,
     tokens: u32,
+}
+
+/// Where an edge lies.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Node,
+    Pool(usize),
 }
 
 impl SuffixAutomaton {
     /// An empty automaton that counts n-grams up to `depth` tokens; 0 counts nothing.
     pub fn new(depth: usize) -> Self {
-        let root = Node { len: 0, link: NONE, first: 0, count: 0, newest: NONE };
-        Self { nodes: vec![root], edges: 0, table: vec![FREE; 64], depth: depth.min(1 << 20) as u32, tokens: 0 }
+        let depth = depth.min(1 << 20) as u32;
+        let mut automaton = Self { nodes: Nodes::default(), pool: Pool::default(), depth, tokens: 0 };
+        automaton.clear();
+        automaton
+    }
+
+    /// Forgets all texts; their memory is used for the next ones.
+    pub fn clear(&mut self) {
+        self.tokens = 0;
+        self.pool.clear();
+        self.nodes.clear();
+        self.nodes.push(Node { len: 0, link: NONE, first: 0, count: 0, edge: FREE, others: Block::default() });
     }
 
     /// The class of the empty n-gram.
@@ -84,41 +138,46 @@ impl SuffixAutomaton {
         self.tokens as usize
     }
 
-    /// Bytes that it holds.
-    pub fn bytes(&self) -> usize {
-        self.nodes.capacity() * size_of::<Node>() + self.table.capacity() * size_of::<Edge>()
+    /// Classes, at most two for each token ever added.
+    pub fn states(&self) -> usize {
+        self.nodes.len
     }
 
-    fn slot(&self, from: State, token: u32) -> usize {
-        let mask = self.table.len() - 1;
-        let key = u64::from(from) << 32 | u64::from(token);
-        // The top bits of the product depend on all bits of the key.
-        let mut at = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - mask.count_ones())) as usize;
-        loop {
-            let edge = &self.table[at];
-            if edge.from == NONE || (edge.from, edge.token) == (from, token) {
-                return at;
-            }
-            at = (at + 1) & mask;
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        self.nodes.chunks.len() * CHUNK * size_of::<Node>() + self.pool.bytes()
+    }
+
+    fn place(&self, node: &Node, token: u32) -> Option<Place> {
+        if node.edge.to == 0 {
+            return None;
         }
+        if node.edge.token == token {
+            return Some(Place::Node);
+        }
+        self.pool.find(node.others, token).map(Place::Pool)
+    }
+
+    fn edge(&self, state: State, token: u32) -> Option<Edge> {
+        let node = &self.nodes[state];
+        self.place(node, token).map(|place| match place {
+            Place::Node => node.edge,
+            Place::Pool(at) => self.pool.edges[at],
+        })
     }
 
     /// The class of the n-grams of `state` continued by `token`, if they occur.
     pub fn next(&self, state: State, token: u32) -> Option<State> {
-        let edge = &self.table[self.slot(state, token)];
-        (edge.from != NONE).then_some(edge.to)
+        self.edge(state, token).map(Edge::state)
     }
 
-    fn add_edge(&mut self, slot: usize, from: State, token: u32, to: State) {
-        let older = std::mem::replace(&mut self.nodes[from as usize].newest, token);
-        self.table[slot] = Edge { from, token, to, older };
-        self.edges += 1;
-        if 5 * self.edges > 3 * self.table.len() {
-            let larger = vec![FREE; 2 * self.table.len()];
-            for edge in std::mem::replace(&mut self.table, larger).into_iter().filter(|edge| edge.from != NONE) {
-                let slot = self.slot(edge.from, edge.token);
-                self.table[slot] = edge;
-            }
+    /// Adds an edge where there is none of its token.
+    fn add_edge(&mut self, from: State, edge: Edge) {
+        let node = &mut self.nodes[from];
+        if node.edge.to == 0 {
+            node.edge = edge;
+        } else {
+            self.pool.insert(&mut node.others, edge);
         }
     }
 
@@ -128,65 +187,65 @@ impl SuffixAutomaton {
         self.tokens += 1;
         location.last = self.extend(location.last, token, position);
         if self.depth > 0 {
-            self.follow(location, token);
+            let depth = self.depth.min(location.depth + 1);
+            if self.longest(self.nodes[location.last].link) < depth as usize {
+                // The end of this depth occurs where the whole text does: seldom otherwise.
+                (location.counted, location.depth) = (location.last, depth);
+            } else {
+                self.follow(location, token);
+            }
             self.add_counts(location.counted, 1);
         }
     }
 
     /// The class of the text that ends in class `last`, continued by `token`.
     fn extend(&mut self, last: State, token: u32, position: u32) -> State {
-        let length = self.nodes[last as usize].len + 1;
         // A text after the first may repeat what is known.
-        if let Some(known) = self.next(last, token) {
-            return if self.nodes[known as usize].len == length { known } else { self.split(last, token, known) };
+        if let Some(known) = self.edge(last, token) {
+            return if known.is_solid() { known.state() } else { self.split(last, token, known.state()) };
         }
-        let new = self.nodes.len() as State;
-        self.nodes.push(Node { len: length, link: ROOT, first: position, count: 0, newest: NONE });
-        let mut at = last;
-        loop {
-            let slot = self.slot(at, token);
-            if self.table[slot].from != NONE {
-                let known = self.table[slot].to;
-                let fits = self.nodes[known as usize].len == self.nodes[at as usize].len + 1;
-                let link = if fits { known } else { self.split(at, token, known) };
-                self.nodes[new as usize].link = link;
-                return new;
+        let len = self.nodes[last].len + 1;
+        let node = Node { len, link: ROOT, first: position, count: 0, edge: FREE, others: Block::default() };
+        let new = self.nodes.push(node);
+        self.add_edge(last, Edge { token, to: new | SOLID });
+        let mut at = self.nodes[last].link;
+        while at != NONE {
+            if let Some(known) = self.edge(at, token) {
+                let link = if known.is_solid() { known.state() } else { self.split(at, token, known.state()) };
+                self.nodes[new].link = link;
+                break;
             }
-            self.add_edge(slot, at, token, new);
-            match self.nodes[at as usize].link {
-                NONE => return new,
-                link => at = link,
-            }
+            self.add_edge(at, Edge { token, to: new });
+            at = self.nodes[at].link;
         }
+        new
     }
 
     /// Parts the class `known` in two: what follows `at` by `token` becomes a class of its own.
     fn split(&mut self, at: State, token: u32, known: State) -> State {
-        let copy = self.nodes.len() as State;
-        let old = self.nodes[known as usize];
-        let len = self.nodes[at as usize].len + 1;
-        self.nodes.push(Node { len, newest: NONE, ..old });
-        self.nodes[known as usize].link = copy;
-        // Oldest first, so that the order of edges is kept.
-        let mut edges: Vec<(u32, State)> = self.following(known).collect();
-        edges.reverse();
-        for (token, to) in edges {
-            let slot = self.slot(copy, token);
-            self.add_edge(slot, copy, token, to);
-        }
-        let mut at = at;
-        loop {
-            let slot = self.slot(at, token);
-            let edge = &mut self.table[slot];
-            if edge.from == NONE || edge.to != known {
-                return copy;
+        let len = self.nodes[at].len + 1;
+        let Node { link, first, count, edge, others, .. } = self.nodes[known];
+        // Its n-grams are shorter, so none of its edges is solid.
+        let edge = Edge { to: edge.state(), ..edge };
+        let others = self.pool.copy(others, |edge| Edge { to: edge.state(), ..edge });
+        let copy = self.nodes.push(Node { len, link, first, count, edge, others });
+        self.nodes[known].link = copy;
+        let (mut at, mut to) = (at, copy | SOLID);
+        while at != NONE {
+            let node = &self.nodes[at];
+            let (place, link) = (self.place(node, token), node.link);
+            let edge = match place {
+                Some(Place::Node) => &mut self.nodes[at].edge,
+                Some(Place::Pool(place)) => &mut self.pool.edges[place],
+                None => break,
+            };
+            if edge.state() != known {
+                break;
             }
-            edge.to = copy;
-            match self.nodes[at as usize].link {
-                NONE => return copy,
-                link => at = link,
-            }
+            edge.to = to;
+            (at, to) = (link, copy);
         }
+        copy
     }
 
     /// Moves the counted end of a location on by a token that the automaton knows there.
@@ -194,8 +253,8 @@ impl SuffixAutomaton {
         let mut at = location.counted;
         // The n-gram without its first token, where it would become too long; and where a split has moved it.
         let length = location.depth.min(self.depth - 1);
-        while at != ROOT && self.nodes[self.nodes[at as usize].link as usize].len >= length {
-            at = self.nodes[at as usize].link;
+        while at != ROOT && self.nodes[self.nodes[at].link].len >= length {
+            at = self.nodes[at].link;
         }
         location.counted = self.next(at, token).unwrap_or(ROOT);
         location.depth = length + 1;
@@ -203,7 +262,7 @@ impl SuffixAutomaton {
 
     fn add_counts(&mut self, mut at: State, change: i32) {
         while at != NONE {
-            let node = &mut self.nodes[at as usize];
+            let node = &mut self.nodes[at];
             node.count = node.count.saturating_add_signed(change);
             at = node.link;
         }
@@ -233,38 +292,38 @@ impl SuffixAutomaton {
 
     /// How often the n-grams of a class occur; of the empty one, how many tokens there are.
     pub fn count(&self, state: State) -> u32 {
-        self.nodes[state as usize].count
+        self.nodes[state].count
     }
 
     /// The position at which the first occurrence of a class ends, counting tokens in the order they were added.
     pub fn first_end(&self, state: State) -> usize {
-        self.nodes[state as usize].first as usize
+        self.nodes[state].first as usize
     }
 
     /// Length of the longest n-gram of a class.
     pub fn longest(&self, state: State) -> usize {
-        self.nodes[state as usize].len as usize
+        self.nodes[state].len as usize
     }
 
     /// The longest end of the text at `location` that also occurs before, and its length. The end itself is no evidence.
     pub fn earlier(&self, location: &Location) -> (State, usize) {
-        match self.nodes[location.last as usize].link {
+        match self.nodes[location.last].link {
             NONE => (ROOT, 0),
-            link => (link, self.nodes[link as usize].len as usize),
+            link => (link, self.nodes[link].len as usize),
         }
     }
 
     /// The class of a class's longest shorter end; `None` for that of the empty n-gram.
     pub fn shorter(&self, state: State) -> Option<State> {
-        Some(self.nodes[state as usize].link).filter(|&link| link != NONE)
+        Some(self.nodes[state].link).filter(|&link| link != NONE)
     }
 
-    /// The tokens that follow a class, each with the class it leads to. The newest edge comes first; the class whose
+    /// The tokens that follow a class, each with the class it leads to, in no particular order: the class whose
     /// [`first_end`](Self::first_end) is least came first in the text.
     pub fn following(&self, state: State) -> impl Iterator<Item = (u32, State)> + '_ {
-        let edge = move |token: u32| (token != NONE).then(|| self.table[self.slot(state, token)]);
-        std::iter::successors(edge(self.nodes[state as usize].newest), move |last| edge(last.older))
-            .map(|edge| (edge.token, edge.to))
+        let node = &self.nodes[state];
+        let edges = std::iter::once(&node.edge).chain(self.pool.slots(node.others));
+        edges.filter(|edge| edge.to != 0).map(|edge| (edge.token, edge.state()))
     }
 
     /// The token that most often follows a class, with its class; the one that came first among equals.
@@ -287,15 +346,25 @@ mod tests {
 
     fn built(texts: &[Vec<u32>], depth: usize) -> SuffixAutomaton {
         let mut automaton = SuffixAutomaton::new(depth);
+        read(&mut automaton, texts);
+        automaton
+    }
+
+    fn read(automaton: &mut SuffixAutomaton, texts: &[Vec<u32>]) {
         for text in texts {
             let mut location = Location::START;
             text.iter().for_each(|&token| automaton.append(&mut location, token));
         }
-        automaton
     }
 
     fn texts() -> impl Strategy<Value = Vec<Vec<u32>>> {
-        let text = prop_oneof![prop::collection::vec(0u32..2, 1..60), prop::collection::vec(0u32..4, 1..80)];
+        // Few tokens make long repeats; many make classes whose edges are hashed, with any number as a token.
+        let many = (0u32..40).prop_map(|token| token.wrapping_mul(0x0fff_ffff).wrapping_sub(3));
+        let text = prop_oneof![
+            prop::collection::vec(0u32..2, 1..60),
+            prop::collection::vec(0u32..4, 1..80),
+            prop::collection::vec(many, 1..200)
+        ];
         prop::collection::vec(text, 1..4)
     }
 
@@ -311,6 +380,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn edges_know_whether_they_are_solid(texts in texts()) {
+            let automaton = built(&texts, 0);
+            for state in 0..automaton.states() as State {
+                for (token, to) in automaton.following(state) {
+                    let solid = automaton.longest(to) == automaton.longest(state) + 1;
+                    prop_assert_eq!(automaton.edge(state, token).map(Edge::is_solid), Some(solid));
+                }
+            }
+        }
+
+        #[test]
+        fn a_cleared_automaton_is_a_new_one(before in texts(), texts in texts(), depth in 0usize..5) {
+            let mut automaton = built(&before, depth);
+            automaton.clear();
+            read(&mut automaton, &texts);
+            let new = built(&texts, depth);
+            prop_assert_eq!((automaton.states(), automaton.tokens()), (new.states(), new.tokens()));
+            for state in 0..new.states() as State {
+                let edges = |of: &SuffixAutomaton| { let mut edges: Vec<_> = of.following(state).collect(); edges.sort_unstable(); edges };
+                prop_assert_eq!(edges(&automaton), edges(&new));
+                prop_assert_eq!(automaton.count(state), new.count(state));
+            }
+        }
+
         #[test]
         fn counts_are_those_of_brute_force(texts in texts(), depth in 1usize..9) {
             let automaton = built(&texts, depth);
@@ -351,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn edges_keep_the_order_of_the_text() {
+    fn of_equals_the_first_is_likeliest() {
         let automaton = built(&[vec![1, 2, 3, 4, 5, 1, 2, 3, 9, 1, 2, 3]], 64);
         let state = automaton.find(&[1, 2, 3]).unwrap();
         assert_eq!(automaton.count(state), 3);

@@ -43,6 +43,13 @@ impl std::hash::Hasher for Mixed {
     }
 }
 
+/// The key of an n-gram.
+fn key(ngram: &[u32]) -> u64 {
+    let mix = |key: u64, &token: &u32| (key.rotate_left(23) ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let key = ngram.iter().fold(0, mix);
+    key ^ key >> 29
+}
+
 impl HashChain {
     /// An empty text whose matches have at least `order` tokens (from 1); at most `links` places are looked at.
     pub fn new(order: usize, links: usize) -> Self {
@@ -66,13 +73,7 @@ impl HashChain {
         self.tokens.push(token);
         let position = self.tokens.len() - 1;
         let before = match self.tokens.len().checked_sub(self.order) {
-            Some(start) => {
-                let mix = |key: u64, &token: &u32| {
-                    (key.rotate_left(23) ^ u64::from(token)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                };
-                let key = self.tokens[start..].iter().fold(0, mix);
-                self.newest.insert(key ^ key >> 29, position as u32).unwrap_or(NONE)
-            }
+            Some(start) => self.newest.insert(key(&self.tokens[start..]), position as u32).unwrap_or(NONE),
             None => NONE,
         };
         self.before.push(before);
@@ -82,14 +83,28 @@ impl HashChain {
     /// with the length of its match, at most `most`.
     pub fn earlier(&self, most: usize, out: &mut Vec<Earlier>) {
         out.clear();
-        let Some(&first) = self.before.last() else { return };
-        let mut at = first;
+        if let Some(&newest) = self.before.last() {
+            self.follow(newest, &self.tokens, most, out);
+        }
+    }
+
+    /// As [`earlier`](Self::earlier), for the end of another text.
+    pub fn like(&self, text: &[u32], most: usize, out: &mut Vec<Earlier>) {
+        out.clear();
+        let newest = text.len().checked_sub(self.order).and_then(|start| self.newest.get(&key(&text[start..])));
+        if let Some(&newest) = newest {
+            self.follow(newest, text, most, out);
+        }
+    }
+
+    /// Follows the chain from the place `at`.
+    fn follow(&self, mut at: u32, text: &[u32], most: usize, out: &mut Vec<Earlier>) {
         for _ in 0..self.links {
             if at == NONE {
                 return;
             }
             let end = at as usize + 1;
-            let ends = self.tokens[..end].iter().rev().zip(self.tokens.iter().rev());
+            let ends = self.tokens[..end].iter().rev().zip(text.iter().rev());
             let len = ends.take(most).take_while(|(a, b)| a == b).count();
             // Fewer: two n-grams share a hash.
             if len >= self.order {
@@ -118,6 +133,22 @@ mod tests {
                 let brute: Vec<Earlier> = (1..=at).rev().map(|end| Earlier { next: end, len: length(end) }).filter(|e| e.len >= order).collect();
                 prop_assert_eq!(&found, &brute);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn places_like_the_end_of_another_text_are_found(
+            known in prop::collection::vec(0u32..3, 1..80), text in prop::collection::vec(0u32..4, 0..10),
+            order in 1usize..4, most in 4usize..10,
+        ) {
+            let mut chain = HashChain::new(order, usize::MAX);
+            known.iter().for_each(|&token| chain.append(token));
+            let mut found = Vec::new();
+            chain.like(&text, most, &mut found);
+            let length = |end: usize| (0..end.min(most).min(text.len())).take_while(|k| known[end - 1 - k] == text[text.len() - 1 - k]).count();
+            let brute: Vec<Earlier> = (1..=known.len()).rev().map(|end| Earlier { next: end, len: length(end) }).filter(|e| e.len >= order).collect();
+            prop_assert_eq!(found, brute);
         }
     }
 

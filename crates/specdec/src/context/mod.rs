@@ -7,6 +7,7 @@
 
 mod automaton;
 mod chain;
+mod edges;
 
 pub use automaton::{Location, State, SuffixAutomaton};
 pub use chain::{Earlier, HashChain};

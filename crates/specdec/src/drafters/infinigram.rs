@@ -1,8 +1,9 @@
-//! Infinigram drafting: the longest match in a corpus and in the text itself, on one scale of confidence.
+//! Infinigram drafting: the longest match in a corpus, in earlier outputs and in the text itself, on one scale of confidence.
 //!
-//! Two sources each follow the majority of their longest match that occurs often enough: a corpus [`Index`], broad and
-//! noisy, and the text so far, narrow and precise. Each guess gets the probability that it is right, learned online from
-//! its source, the length and frequency of its match and the share in favour ([`Calibration`]). The two chains become one
+//! Three sources each follow the majority of their longest match that occurs often enough: a corpus [`Index`], broad and
+//! noisy; earlier [`Outputs`]; and the text so far, narrow and precise. Of many occurrences some, evenly spaced, stand for
+//! all, and from then on only they are read. Each guess gets the probability that it is right, learned online from
+//! its source, the length and frequency of its match and the share in favour ([`Calibration`]). The chains become one
 //! tree, and the [planner](crate::planner) verifies as much of it as pays on this machine, down to nothing.
 //!
 //! Source: the idea after "Optimizing Large Language Models: Algorithmic Advancements and Model Design Strategies",
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::calibration::{Calibration, Key, share};
 use crate::context::{Earlier, HashChain};
-use crate::index::{Cursor, Index, Match};
+use crate::index::{Cursor, Index, Place};
 
 /// The list entry.
 pub const ENTRY: DrafterEntry = DrafterEntry {
@@ -45,18 +46,34 @@ pub struct InfinigramConfig {
     pub copy_depth: usize,
     /// Matches in the text have at least so many tokens.
     pub order: usize,
-    /// Places in the text that are looked at.
+    /// Places in the text, and in earlier outputs, that are looked at.
     pub links: usize,
+    /// Places in the corpus that are looked at.
+    pub places: usize,
 }
 
 impl Default for InfinigramConfig {
     fn default() -> Self {
-        Self { longest: 32, min_count: 4, backoff: 3, floor: 0.01, depth: 16, copy_depth: 64, order: 2, links: 64 }
+        Self {
+            longest: 32,
+            min_count: 4,
+            backoff: 3,
+            floor: 0.02,
+            depth: 16,
+            copy_depth: 64,
+            order: 2,
+            links: 64,
+            places: 16,
+        }
     }
 }
 
 const CORPUS: usize = 0;
 const TEXT: usize = 1;
+const OUTPUTS: usize = 2;
+const SOURCES: usize = 3;
+/// Whose guess is the better one among equals.
+const RANKING: [usize; SOURCES] = [TEXT, OUTPUTS, CORPUS];
 
 /// A guess of one source.
 #[derive(Debug, Clone, Copy)]
@@ -67,17 +84,141 @@ struct Step {
     confidence: f64,
 }
 
+/// Earlier outputs, shared by all requests; the oldest are forgotten.
+#[derive(Debug)]
+pub struct Outputs {
+    chain: HashChain,
+    most: usize,
+}
+
+/// Ends an output: no text has this token.
+const END: u32 = u32::MAX;
+
+impl Outputs {
+    /// A pool of at most `tokens` tokens, which looks for matches as `config` says.
+    pub fn new(tokens: usize, config: &InfinigramConfig) -> Self {
+        Self { chain: HashChain::new(config.order, config.links), most: tokens }
+    }
+
+    /// Adds a finished output. One that is longer than the whole pool is cut at its front.
+    pub fn push(&mut self, output: &[u32]) {
+        let output = &output[output.len().saturating_sub(self.most.saturating_sub(1))..];
+        if self.chain.tokens().len() + output.len() >= self.most {
+            // Half is forgotten at once, so that a token costs O(1) on average.
+            let kept = self.chain.tokens().len().min((self.most / 2).saturating_sub(output.len()));
+            let newest = self.chain.tokens()[self.chain.tokens().len() - kept..].to_vec();
+            self.chain.clear();
+            newest.iter().for_each(|&token| self.chain.append(token));
+        }
+        output.iter().chain([&END]).for_each(|&token| self.chain.append(token));
+    }
+
+    /// Tokens held, an end for each output included.
+    pub fn len(&self) -> usize {
+        self.chain.tokens().len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A match to go on from.
+struct Seen {
+    source: usize,
+    len: usize,
+    /// How many occurrences a place stands for.
+    weight: f64,
+    /// Tokens to guess at most.
+    most: usize,
+}
+
+/// What following a match takes, kept for the next time.
+#[derive(Debug, Default)]
+struct Scratch {
+    earlier: Vec<Earlier>,
+    starts: Vec<usize>,
+    places: Vec<Place>,
+    votes: Vec<(u32, usize)>,
+}
+
+/// The majority's way on from the places of a match; `ahead` tells the token so many tokens after a place.
+fn follow<P>(
+    seen: &Seen,
+    places: &mut Vec<P>,
+    ahead: impl Fn(&P, usize) -> Option<u32>,
+    floor: f64,
+    calibration: &Calibration,
+    votes: &mut Vec<(u32, usize)>,
+    steps: &mut Vec<Step>,
+) {
+    let mut confidence = 1.0;
+    while steps.len() < seen.most {
+        let at = steps.len();
+        let best = match &places[..] {
+            [only] => ahead(only, at).map(|token| (token, 1)),
+            places => majority(places.iter().filter_map(|place| ahead(place, at)), votes),
+        };
+        let Some((token, agree)) = best else { break };
+        let count = places.len() as f64 * seen.weight;
+        let share = share(agree as f64 * seen.weight, count);
+        let key = calibration.key(seen.source, seen.len + at, count as u64, share);
+        confidence *= calibration.probability(key, share);
+        if confidence < floor {
+            break;
+        }
+        steps.push(Step { token, key, confidence });
+        if agree < places.len() {
+            places.retain(|place| ahead(place, at) == Some(token));
+        }
+    }
+}
+
+/// The token with the most votes, the first among equals, and how many these are.
+fn majority(tokens: impl Iterator<Item = u32>, votes: &mut Vec<(u32, usize)>) -> Option<(u32, usize)> {
+    votes.clear();
+    for token in tokens {
+        match votes.iter_mut().find(|(known, _)| *known == token) {
+            Some((_, votes)) => *votes += 1,
+            None => votes.push((token, 1)),
+        }
+    }
+    votes.iter().copied().reduce(|best, vote| if vote.1 > best.1 { vote } else { best })
+}
+
 /// The drafter.
 #[derive(Debug)]
 pub struct Infinigram<B> {
     index: Option<Arc<Index<B>>>,
     calibration: Arc<Mutex<Calibration>>,
     config: InfinigramConfig,
+    /// Where the text is in the corpus, and how much of the text it has read: the rest waits until there is guessing.
     cursor: Option<Cursor>,
+    read: usize,
     text: HashChain,
-    earlier: Vec<Earlier>,
+    prompt: usize,
+    outputs: Option<Arc<Mutex<Outputs>>>,
     /// What each source guessed last, before anything was cut: it is learned from whatever becomes of it.
-    guessed: [Vec<Step>; 2],
+    guessed: [Vec<Step>; SOURCES],
+    scratch: Scratch,
+}
+
+impl<B> Infinigram<B> {
+    /// Gives the output so far to the pool.
+    fn finish(&mut self) {
+        let output = self.text.tokens().get(self.prompt..).unwrap_or(&[]);
+        if let Some(outputs) = self.outputs.as_ref().filter(|_| !output.is_empty()) {
+            outputs.lock().unwrap_or_else(PoisonError::into_inner).push(output);
+        }
+        self.text.clear();
+    }
+}
+
+impl<B> Drop for Infinigram<B> {
+    fn drop(&mut self) {
+        self.finish();
+    }
 }
 
 impl<B: AsRef<[u8]>> Infinigram<B> {
@@ -85,151 +226,157 @@ impl<B: AsRef<[u8]>> Infinigram<B> {
     pub fn new(index: Option<Arc<Index<B>>>, calibration: Arc<Mutex<Calibration>>, config: InfinigramConfig) -> Self {
         let cursor = index.as_ref().map(|index| Cursor::new(index, config.longest));
         let text = HashChain::new(config.order, config.links);
-        Self { index, calibration, config, cursor, text, earlier: Vec::new(), guessed: Default::default() }
+        let (guessed, scratch) = Default::default();
+        Self { index, calibration, config, cursor, read: 0, text, prompt: 0, outputs: None, guessed, scratch }
+    }
+
+    /// Also guesses from earlier outputs, and gives its own to them.
+    pub fn with_outputs(mut self, outputs: Arc<Mutex<Outputs>>) -> Self {
+        self.outputs = Some(outputs);
+        self
     }
 
     /// The majority's way through the corpus.
-    fn follow_corpus(&mut self, most: usize) {
-        let steps = &mut self.guessed[CORPUS];
-        steps.clear();
-        let (Some(index), Some(cursor)) = (&self.index, &self.cursor) else { return };
-        let calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
+    fn follow_corpus(&mut self, most: usize, calibration: &Calibration) {
+        let (Some(index), Some(cursor), config) = (&self.index, &mut self.cursor, &self.config) else { return };
+        cursor.extend(index, &self.text.tokens()[self.read..]);
+        self.read = self.text.tokens().len();
         let mut found = cursor.longest().clone();
-        for _ in 0..self.config.backoff {
-            if found.len <= 1 || found.count() >= self.config.min_count {
+        for _ in 0..config.backoff {
+            if found.len <= 1 || found.count() >= config.min_count {
                 break;
             }
             found = cursor.last(index, found.len - 1);
         }
-        let mut shorter = (found.len > 1).then(|| cursor.last(index, found.len - 1));
-        let mut confidence = 1.0;
-        while steps.len() < most.min(self.config.depth) && found.len > 0 {
-            let Some((token, agree)) = index.majority(&found) else { break };
-            let narrowed: Option<Match> = shorter.as_ref().map(|shorter| index.narrow(shorter, token));
-            let below = shorter.as_ref().zip(narrowed.as_ref()).map(|(all, agree)| (agree.count(), all.count()));
-            let share = share(agree, found.count(), below);
-            let key = calibration.key(CORPUS, found.len, found.count(), share);
-            confidence *= calibration.probability(key, share);
-            if confidence < self.config.floor {
-                break;
-            }
-            steps.push(Step { token, key, confidence });
-            found = index.narrow(&found, token);
-            shorter = narrowed;
+        if found.len == 0 {
+            return;
         }
+        let Scratch { places, votes, .. } = &mut self.scratch;
+        index.places(&found, config.places, places);
+        let weight = found.count() as f64 / places.len().max(1) as f64;
+        let seen = Seen { source: CORPUS, len: found.len, weight, most: most.min(config.depth) };
+        let ahead = |place: &Place, at| index.token(*place, at);
+        follow(&seen, places, ahead, config.floor, calibration, votes, &mut self.guessed[CORPUS]);
     }
 
-    /// The majority's way through the text.
-    fn follow_text(&mut self, most: usize) {
-        let steps = &mut self.guessed[TEXT];
-        steps.clear();
-        self.text.earlier(self.config.longest, &mut self.earlier);
-        let tokens = self.text.tokens();
-        let calibration = self.calibration.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(longest) = self.earlier.iter().map(|place| place.len).max() else { return };
-        let count = |order: usize| self.earlier.iter().filter(|place| place.len >= order).count() as u64;
-        let mut order = longest;
-        for _ in 0..self.config.backoff {
-            if order <= self.config.order || count(order) >= self.config.min_count {
+    /// The majority's way through the text, or through earlier outputs.
+    fn follow_text(&mut self, source: usize, most: usize, calibration: &Calibration) {
+        let Scratch { earlier, starts, votes, .. } = &mut self.scratch;
+        let config = &self.config;
+        let outputs = self.outputs.as_ref().filter(|_| source == OUTPUTS);
+        let outputs = outputs.map(|outputs| outputs.lock().unwrap_or_else(PoisonError::into_inner));
+        let tokens = match &outputs {
+            Some(outputs) => {
+                outputs.chain.like(self.text.tokens(), config.longest, earlier);
+                outputs.chain.tokens()
+            }
+            None if source == TEXT => {
+                self.text.earlier(config.longest, earlier);
+                self.text.tokens()
+            }
+            None => return,
+        };
+        let Some(longest) = earlier.iter().map(|place| place.len).max() else { return };
+        let count = |len: usize| earlier.iter().filter(|place| place.len >= len).count() as u64;
+        let mut len = longest;
+        for _ in 0..config.backoff {
+            if len <= config.order || count(len) >= config.min_count {
                 break;
             }
-            order -= 1;
+            len -= 1;
         }
-        let has_shorter = order > self.config.order;
-        let depth = if longest >= self.config.longest { self.config.copy_depth } else { self.config.depth };
-        let mut places: Vec<Earlier> = std::mem::take(&mut self.earlier);
-        places.retain(|place| place.len + usize::from(has_shorter) >= order);
-        let mut confidence = 1.0;
-        while steps.len() < most.min(depth) {
-            let at = steps.len();
-            // Newest first, so the newest of equal candidates is met first and stays.
-            let mut votes: Vec<(u32, u64)> = Vec::new();
-            for place in places.iter().filter(|place| place.len >= order) {
-                let Some(&token) = tokens.get(place.next + at) else { continue };
-                match votes.iter_mut().find(|(known, _)| *known == token) {
-                    Some((_, votes)) => *votes += 1,
-                    None => votes.push((token, 1)),
-                }
-            }
-            let best = votes.iter().copied().reduce(|best, vote| if vote.1 > best.1 { vote } else { best });
-            let Some((token, agree)) = best else { break };
-            let all = places.iter().filter(|place| place.len >= order).count() as u64;
-            let says = |place: &Earlier| tokens.get(place.next + at) == Some(&token);
-            let below =
-                has_shorter.then(|| (places.iter().filter(|place| says(place)).count() as u64, places.len() as u64));
-            let share = share(agree, all, below);
-            let key = calibration.key(TEXT, order + at, all, share);
-            confidence *= calibration.probability(key, share);
-            if confidence < self.config.floor {
-                break;
-            }
-            steps.push(Step { token, key, confidence });
-            places.retain(says);
-        }
-        self.earlier = places;
+        starts.clear();
+        starts.extend(earlier.iter().filter(|place| place.len >= len).map(|place| place.next));
+        let depth = if longest >= config.longest { config.copy_depth } else { config.depth };
+        let seen = Seen { source, len, weight: 1.0, most: most.min(depth) };
+        let ahead = |start: &usize, at| tokens.get(start + at).copied().filter(|&token| token != END);
+        follow(&seen, starts, ahead, config.floor, calibration, votes, &mut self.guessed[source]);
     }
 
-    /// Both chains as one tree, the likeliest guesses first.
+    /// All chains as one tree, the likeliest guesses first.
     fn tree(&self, draft: &mut Draft) -> Result<()> {
-        // Where the chains agree they are one node, as sure as the surer of them.
-        let (corpus, text) = (&self.guessed[CORPUS], &self.guessed[TEXT]);
-        let common = corpus.iter().zip(text).take_while(|(a, b)| a.token == b.token).count();
-        let mut steps: Vec<(f64, usize, usize, u32)> = Vec::with_capacity(corpus.len() + text.len());
-        for (source, chain, other) in [(TEXT, text, corpus), (CORPUS, corpus, text)] {
-            let mut above = 1.0f64;
-            for (depth, step) in chain.iter().enumerate() {
-                let shared = depth < common;
-                let sure = if shared { step.confidence.max(other[depth].confidence) } else { step.confidence };
-                above = above.min(sure);
-                if !(shared && source == CORPUS) {
-                    steps.push((above, depth, if shared { TEXT } else { source }, step.token));
+        // Where chains agree they are one node, as sure as the surest of them.
+        let mut nodes: Vec<Joined> = Vec::with_capacity(self.guessed.iter().map(Vec::len).sum());
+        for (rank, source) in RANKING.into_iter().enumerate() {
+            let (mut parent, mut shared) = (None, true);
+            for (depth, &Step { token, confidence, .. }) in self.guessed[source].iter().enumerate() {
+                let known = |node: &Joined| node.depth == depth && node.parent == parent && node.token == token;
+                let at = nodes.iter().position(known).filter(|_| shared);
+                shared = at.is_some();
+                let at = at.unwrap_or(nodes.len());
+                match nodes.get_mut(at) {
+                    Some(node) => node.confidence = node.confidence.max(confidence),
+                    None => nodes.push(Joined { token, parent, depth, rank, confidence, place: 0 }),
                 }
+                parent = Some(at);
             }
         }
-        // The text's before the corpus's among equals.
-        steps.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(b.2.cmp(&a.2)));
-        let mut ends: [Vec<usize>; 2] = Default::default();
-        for (confidence, depth, source, token) in steps {
-            let parent = match depth {
-                0 => None,
-                depth if depth <= common => Some(ends[TEXT][depth - 1]),
-                depth => Some(ends[source][depth - common - 1 + if source == TEXT { common } else { 0 }]),
-            };
-            let node = draft.push(parent, token, confidence as f32)?;
-            ends[source].push(node);
+        // No surer than their parents, which come before them.
+        for at in 0..nodes.len() {
+            let above = nodes[at].parent.map_or(1.0, |parent| nodes[parent].confidence);
+            nodes[at].confidence = nodes[at].confidence.min(above);
+        }
+        let mut order: Vec<usize> = (0..nodes.len()).collect();
+        order.sort_unstable_by(|&a, &b| {
+            let (a, b) = (&nodes[a], &nodes[b]);
+            b.confidence.total_cmp(&a.confidence).then(a.depth.cmp(&b.depth)).then(a.rank.cmp(&b.rank))
+        });
+        for at in order {
+            let Joined { token, parent, confidence, .. } = nodes[at];
+            nodes[at].place = draft.push(parent.map(|parent| nodes[parent].place), token, confidence as f32)?;
         }
         Ok(())
     }
 
-    /// The chain with more right tokens to be expected; the text's among equals.
-    fn better_chain(&self, draft: &mut Draft) -> Result<()> {
+    /// The chain with the most right tokens to be expected.
+    fn best_chain(&self, draft: &mut Draft) -> Result<()> {
         let sum = |source: usize| self.guessed[source].iter().map(|step| step.confidence).sum::<f64>();
-        let source = if sum(TEXT) >= sum(CORPUS) { TEXT } else { CORPUS };
-        *draft = Draft::chain(self.guessed[source].iter().map(|step| (step.token, step.confidence as f32)))?;
+        let best = RANKING.into_iter().reduce(|best, source| if sum(source) > sum(best) { source } else { best });
+        let steps = best.map_or(&[][..], |source| &self.guessed[source]);
+        *draft = Draft::chain(steps.iter().map(|step| (step.token, step.confidence as f32)))?;
         Ok(())
     }
 }
 
+/// A guess that one source made, or several.
+#[derive(Debug, Clone, Copy)]
+struct Joined {
+    token: u32,
+    parent: Option<usize>,
+    depth: usize,
+    rank: usize,
+    confidence: f64,
+    /// In the draft.
+    place: usize,
+}
+
 impl<B: AsRef<[u8]> + Send + Sync> Drafter for Infinigram<B> {
     fn begin(&mut self, prompt: &[u32]) -> Result<()> {
-        self.text.clear();
-        self.guessed = Default::default();
+        self.finish();
+        self.guessed.iter_mut().for_each(Vec::clear);
+        self.prompt = prompt.len();
         prompt.iter().for_each(|&token| self.text.append(token));
+        self.read = 0;
         if let (Some(index), Some(cursor)) = (&self.index, &mut self.cursor) {
             cursor.reset(index);
-            cursor.extend(index, prompt);
         }
         Ok(())
     }
 
     fn propose(&mut self, room: &Room, draft: &mut Draft) -> Result<()> {
         let most = room.depth.min(room.nodes);
-        self.follow_text(most);
-        self.follow_corpus(most);
-        if room.trees {
+        self.guessed.iter_mut().for_each(Vec::clear);
+        let calibration = self.calibration.clone();
+        let calibration = calibration.lock().unwrap_or_else(PoisonError::into_inner);
+        self.follow_text(TEXT, most, &calibration);
+        self.follow_text(OUTPUTS, most, &calibration);
+        self.follow_corpus(most, &calibration);
+        drop(calibration);
+        let alone = self.guessed.iter().filter(|steps| !steps.is_empty()).count() <= 1;
+        if room.trees && !alone {
             self.tree(draft)?
         } else {
-            self.better_chain(draft)?
+            self.best_chain(draft)?
         }
         draft.truncate(room.nodes);
         Ok(())
@@ -248,9 +395,6 @@ impl<B: AsRef<[u8]> + Send + Sync> Drafter for Infinigram<B> {
         }
         drop(calibration);
         tokens.iter().for_each(|&token| self.text.append(token));
-        if let (Some(index), Some(cursor)) = (&self.index, &mut self.cursor) {
-            cursor.extend(index, tokens);
-        }
         Ok(())
     }
 
@@ -299,6 +443,29 @@ mod tests {
         assert_eq!(found.iter().filter(|(token, _)| *token == 6).count(), 1);
         let chain = nodes(&mut drafter, &Room { trees: false, ..ROOM });
         assert!(chain.iter().enumerate().all(|(i, (_, parent))| *parent == i.checked_sub(1)));
+    }
+
+    #[test]
+    fn earlier_outputs_are_a_source() {
+        let outputs = Arc::new(Mutex::new(Outputs::new(100, &InfinigramConfig::default())));
+        let drafter = || drafter(&[&[50]]).with_outputs(outputs.clone());
+        let mut first = drafter();
+        first.begin(&[1]).unwrap();
+        first.commit(&[2, 3, 4, 5]).unwrap();
+        drop(first);
+        let mut second = drafter();
+        second.begin(&[9, 2, 3]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [(4, None), (5, Some(0))], "not beyond the end of the output");
+        second.begin(&[9, 1, 2]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [], "prompts are not outputs");
+        for output in 10..60 {
+            outputs.lock().unwrap().push(&[output; 7]);
+            assert!(outputs.lock().unwrap().len() <= 100);
+        }
+        outputs.lock().unwrap().push(&(1000..2000).collect::<Vec<_>>());
+        assert_eq!(outputs.lock().unwrap().len(), 100);
+        second.begin(&[1997, 1998]).unwrap();
+        assert_eq!(nodes(&mut second, &ROOM), [(1999, None)]);
     }
 
     #[test]

@@ -219,13 +219,12 @@ pub struct OutputPool {
     outputs: VecDeque<Vec<u32>>,
     held: usize,
     most: usize,
-    depth: usize,
 }
 
 impl OutputPool {
     /// A pool of at most `tokens` tokens, of patterns up to `depth`.
     pub fn new(tokens: usize, depth: usize) -> Self {
-        Self { automaton: SuffixAutomaton::new(depth), outputs: VecDeque::new(), held: 0, most: tokens, depth }
+        Self { automaton: SuffixAutomaton::new(depth), outputs: VecDeque::new(), held: 0, most: tokens }
     }
 
     /// Adds a finished output. One that is longer than the whole pool is cut at its front.
@@ -242,11 +241,10 @@ impl OutputPool {
             self.held -= oldest.len();
             forgot = true;
         }
-        // States of what is gone stay behind; start afresh once they may be half.
-        if forgot && self.automaton.bytes() > 2 * 200 * self.most.max(1024) {
-            let mut fresh = SuffixAutomaton::new(self.depth);
-            self.outputs.iter().for_each(|output| add(&mut fresh, output));
-            self.automaton = fresh;
+        // States of what is gone stay behind; start afresh once they are half: a token has two at most.
+        if forgot && self.automaton.states() > 4 * self.most.max(1024) {
+            self.automaton.clear();
+            self.outputs.iter().for_each(|output| add(&mut self.automaton, output));
         }
     }
 
@@ -304,7 +302,7 @@ impl Drop for Suffix {
 impl Drafter for Suffix {
     fn begin(&mut self, prompt: &[u32]) -> Result<()> {
         self.finish();
-        self.local = SuffixAutomaton::new(self.config.depth);
+        self.local.clear();
         self.location = Location::START;
         self.recent.clear();
         self.read(prompt);

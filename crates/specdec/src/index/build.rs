@@ -37,7 +37,7 @@ impl Default for BuildOptions {
 }
 
 /// Below this many tokens a second shard costs more in every search than it saves once.
-const SMALL: usize = 1 << 20;
+const SMALL: usize = 1 << 23;
 
 /// Collects documents and writes them with their order.
 ///

@@ -18,7 +18,6 @@ mod build;
 mod cursor;
 mod error;
 mod format;
-mod majority;
 mod sais;
 mod search;
 #[cfg(test)]
@@ -33,7 +32,7 @@ pub use error::IndexError;
 use format::{Header, checksum, hex, separator};
 pub use sais::{Symbol, suffix_array};
 pub use search::Ranks;
-use search::Shard;
+use search::{Shard, token};
 
 /// Whether the checksums of the sections are compared with their bytes when an index is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +73,14 @@ impl Match {
     pub fn count(&self) -> u64 {
         self.ranks.iter().map(|ranks| ranks.len() as u64).sum()
     }
+}
+
+/// Where an n-gram occurs: the token after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    shard: u32,
+    /// In tokens of the shard.
+    next: u32,
 }
 
 /// What follows an n-gram.
@@ -327,6 +334,33 @@ impl<B: AsRef<[u8]>> Index<B> {
         narrowed.ranks.clear();
         let ranks = self.shards().zip(&found.ranks);
         narrowed.ranks.extend(ranks.map(|(shard, ranks)| shard.narrow(ranks.clone(), found.len, token)));
+    }
+
+    /// At most `most` places of a match, evenly spaced in the order of what follows.
+    pub fn places(&self, found: &Match, most: usize, out: &mut Vec<Place>) {
+        out.clear();
+        let total = found.count();
+        let taken = total.min(most as u64);
+        // The middle of each of as many equal stretches.
+        let middle = |i: u64| ((u128::from(total) * (2 * u128::from(i) + 1)) / (2 * u128::from(taken))) as usize;
+        let mut wanted = (0..taken).map(middle).peekable();
+        let mut before = 0;
+        for ((i, shard), inside) in self.shards().enumerate().zip(&found.ranks) {
+            while let Some(at) = wanted.next_if(|&at| at < before + inside.len()) {
+                let next = shard.position(inside.start + at - before) + found.len;
+                out.push(Place { shard: i as u32, next: next as u32 });
+            }
+            before += inside.len();
+        }
+    }
+
+    /// The token `ahead` tokens after the first that follows a place; `None` at the end of its document, beyond which
+    /// nothing belongs to it.
+    pub fn token(&self, place: Place, ahead: usize) -> Option<u32> {
+        let parts = self.header.shards.get(place.shard as usize)?;
+        let text = self.bytes.as_ref().get(parts.text.bytes.clone())?;
+        token(text, place.next as usize + ahead, self.header.width)
+            .filter(|&token| token != separator(self.header.width))
     }
 
     /// The tokens after each of at most `most` occurrences, up to `len` and not past the end of the document.

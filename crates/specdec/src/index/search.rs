@@ -41,13 +41,7 @@ impl<'a> Shard<'a> {
 
     /// The token at `depth` of the suffix of a rank; `None` past the end of the text.
     pub(super) fn token(&self, rank: usize, depth: usize) -> Option<u32> {
-        let suffix = self.suffix(rank);
-        let at = depth * self.width;
-        match self.width {
-            1 => suffix.get(at).map(|&byte| u32::from(byte)),
-            2 => suffix.get(at..at + 2).map(|b| u32::from(u16::from_be_bytes([b[0], b[1]]))),
-            _ => suffix.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])),
-        }
+        token(self.suffix(rank), depth, self.width)
     }
 
     /// Where in the text the suffix of a rank begins, in tokens.
@@ -77,10 +71,25 @@ impl<'a> Shard<'a> {
         let (least, most) = bounds(query);
         let first = self.keys_below(least);
         // A key inside the bounds tells that its suffix is not below the query only if the query is that short.
-        let end =
-            if query.len() <= KEY { first } else { most.checked_add(1).map_or(usize::MAX, |m| self.keys_below(m)) };
+        let end = if query.len() <= KEY {
+            first
+        } else {
+            gallop(first..self.top.len() / KEY, |block| self.key(block) <= most)
+        };
         let ranks = self.block_end(first.wrapping_sub(1), true)..self.block_end(end, false);
-        partition(ranks, |rank| self.start_of(rank, query.len()) < query)
+        // Sixteen bytes decide most comparisons without a call.
+        partition(ranks, |rank| match self.suffix(rank).first_chunk::<KEY>() {
+            Some(key) if query.len() <= KEY || u128::from_be_bytes(*key) != least => u128::from_be_bytes(*key) < least,
+            _ => self.start_of(rank, query.len()) < query,
+        })
+    }
+
+    fn begins(&self, rank: usize, query: &[u8], (least, most): (u128, u128)) -> bool {
+        let suffix = self.suffix(rank);
+        match suffix.first_chunk::<KEY>() {
+            Some(key) if query.len() <= KEY => (least..=most).contains(&u128::from_be_bytes(*key)),
+            _ => suffix.starts_with(query),
+        }
     }
 
     /// The rank of a block's key: ranks before the answer, or the end of the ranks that may hold it.
@@ -94,8 +103,8 @@ impl<'a> Shard<'a> {
 
     /// The first rank from `lower` on whose suffix does not begin with `query`, if all that do begin at `lower`.
     fn upper(&self, lower: usize, query: &[u8]) -> usize {
-        let begins = |rank: usize| self.suffix(rank).starts_with(query);
-        gallop(lower..self.suffixes, begins)
+        let bounds = bounds(query);
+        gallop(lower..self.suffixes, |rank| self.begins(rank, query, bounds))
     }
 
     /// The ranks of the suffixes that begin with `query`; empty if none does.
@@ -127,6 +136,16 @@ impl<'a> Shard<'a> {
     }
 }
 
+/// A token of a text, by its place in tokens of `width` bytes.
+pub(super) fn token(text: &[u8], place: usize, width: usize) -> Option<u32> {
+    let at = place * width;
+    match width {
+        1 => text.get(at).map(|&byte| u32::from(byte)),
+        2 => text.get(at..at + 2).map(|b| u32::from(u16::from_be_bytes([b[0], b[1]]))),
+        _ => text.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]])),
+    }
+}
+
 /// No ranks are written `0..0`.
 fn some(ranks: Ranks) -> Ranks {
     if ranks.is_empty() { 0..0 } else { ranks }
@@ -142,28 +161,55 @@ fn bounds(query: &[u8]) -> (u128, u128) {
     (least, least | rest)
 }
 
+/// Probes made together: none depends on another, so the processor waits for the memory of all at once.
+const WAYS: usize = 8;
+
 /// The first place in `range` where `before` no longer holds.
 fn partition(range: Range<usize>, before: impl Fn(usize) -> bool) -> usize {
     let (mut base, mut len) = (range.start, range.len());
-    while len > 0 {
-        let half = len / 2;
-        if before(base + half) {
-            base += half + 1;
-            len -= half + 1;
-        } else {
-            len = half;
+    while len >= WAYS {
+        let step = len / WAYS;
+        let passed: usize = (1..WAYS).map(|way| usize::from(before(base + way * step))).sum();
+        let end = if passed < WAYS - 1 { base + (passed + 1) * step } else { base + len };
+        if passed > 0 {
+            base += passed * step + 1;
         }
+        len = end - base;
     }
-    base
+    base + (base..base + len).map(|at| usize::from(before(at))).sum::<usize>()
 }
 
 /// As [`partition`], for an answer that is probably near the start.
 fn gallop(range: Range<usize>, holds: impl Fn(usize) -> bool) -> usize {
-    let mut step = 1;
-    let mut from = range.start;
-    while from + step <= range.end && holds(from + step - 1) {
-        from += step;
-        step *= 2;
+    /// Probes made together.
+    const WAYS: usize = 4;
+    let (mut from, mut step) = (range.start, 1);
+    loop {
+        let probe = |way: usize| range.start + (step << way) - 1;
+        let passed: usize = (0..WAYS).map(|way| usize::from(probe(way) < range.end && holds(probe(way)))).sum();
+        if passed > 0 {
+            from = probe(passed - 1) + 1;
+        }
+        if passed < WAYS {
+            return partition(from..range.end.min(probe(passed)), holds);
+        }
+        step <<= WAYS;
     }
-    partition(from..range.end.min(from + step - 1), holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_search_ends_where_a_scan_does(start in 0usize..50, len in 0usize..3000, answer in 0usize..3000) {
+            let (range, answer) = (start..start + len, start + answer.min(len));
+            let before = |at: usize| { assert!(range.contains(&at)); at < answer };
+            prop_assert_eq!(partition(range.clone(), before), answer);
+            prop_assert_eq!(gallop(range.clone(), before), answer);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use kindling_core::{Draft, Drafter};
 use kindling_specdec::calibration::Calibration;
 use kindling_specdec::drafters::infinigram::{Infinigram, InfinigramConfig};
 use kindling_specdec::index::{BuildOptions, Index, IndexBuilder};
-use kindling_specdec::planner::{CostModel, plan};
+use kindling_specdec::planner::{CostModel, Pass, plan};
 use kindling_specdec::verify::follow;
 
 /// A folder of the shared test data; `None` (with a line that says so) where it is absent, a failure in CI.
@@ -103,7 +103,8 @@ fn replay(
     planned: bool,
 ) -> Outcome {
     let mut costs = CostModel::default();
-    (0..=64).for_each(|k| costs.push(1, 1, k, 1.0 + slope * k as f64));
+    let pass = |guesses, tree| Pass { batch: 1, context: 1, guesses, tree };
+    (0..=64).for_each(|k| costs.push(pass(k, false), 1.0 + slope * k as f64));
     let mut outcome = Outcome::default();
     for (prompt, rest) in requests {
         drafter.begin(prompt).unwrap();
@@ -130,7 +131,7 @@ fn replay(
             outcome.tokens += verdict.tokens.len() as f64;
             outcome.rounds += 1.0;
             let time = 1.0 + slope * draft.len() as f64;
-            costs.push(1, 1, draft.len(), time);
+            costs.push(pass(draft.len(), !draft.is_chain()), time);
             outcome.time += time;
         }
     }

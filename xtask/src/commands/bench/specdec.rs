@@ -8,6 +8,7 @@ use anyhow::Result;
 use kindling_core::Cx;
 use kindling_core::sampling::{Sampler, SamplingConfig};
 use kindling_model::ModelFiles;
+use kindling_specdec::planner::Pass;
 use kindling_specdec::{Request, Stats};
 use kindling_tensor_backend::device::{DeviceName, device};
 use rand_chacha::rand_core::Rng;
@@ -35,6 +36,10 @@ struct Row {
     accepted_by_position: Vec<f64>,
     draft_ms: f64,
     verify_ms: f64,
+    /// Of a pass that verifies 0, 1, … guesses, over all texts of a batch, at the end of the last text; and of one whose
+    /// guesses fork.
+    pass_ms: Vec<f64>,
+    tree_pass_ms: Vec<f64>,
     /// Texts that are token for token those without drafter, of how many.
     identical: usize,
     texts: usize,
@@ -117,7 +122,12 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
             }
         }
         let base = (sums[0].tokens as f64 / sums[0].seconds, sums[0].cpu.map(|cpu| sums[0].tokens as f64 / cpu));
-        rows.extend(names.iter().zip(sums).map(|(draft, sum)| row(set, draft, args.batch, sum, base)));
+        let context = args.prompt_tokens + args.new;
+        rows.extend(names.iter().zip(sums).zip(&draftings).map(|((draft, sum), drafting)| {
+            let guesses = if *draft == Draft::None { 0 } else { args.max_draft };
+            let ms = |tree| drafting.pass_ms(Pass { batch: args.batch, context, guesses, tree });
+            row(set, draft, args.batch, sum, base, [ms(false), ms(true)])
+        }));
     }
     if args.json {
         return output::json(&rows);
@@ -132,16 +142,35 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
             format!("{:.2}", row.acceptance_length),
             format!("{:.2}", row.accepted as f64 / (row.drafted.max(1)) as f64),
             format!("{:.1} %", 100.0 * row.draft_ms / (row.draft_ms + row.verify_ms)),
+            row.pass_ms.get(4).map_or("".into(), |with| format!("{:.2}", with / row.pass_ms[0])),
             format!("{}/{}", row.identical, row.texts),
         ]
     });
     output::line(output::table(
-        ["prompts", "draft", "tok/s", "speed-up", "by cpu", "tokens/pass", "accepted", "drafting", "same text"],
+        [
+            "prompts",
+            "draft",
+            "tok/s",
+            "speed-up",
+            "by cpu",
+            "tokens/pass",
+            "accepted",
+            "drafting",
+            "pass of 4",
+            "same text",
+        ],
         cells,
     ))
 }
 
-fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: (f64, Option<f64>)) -> Row {
+fn row(
+    set: PromptSet,
+    draft: &Draft,
+    batch: usize,
+    sum: Sum,
+    base: (f64, Option<f64>),
+    [pass_ms, tree_pass_ms]: [Vec<f64>; 2],
+) -> Row {
     let rate = sum.tokens as f64 / sum.seconds;
     let share = |&(tried, right): &(u64, u64)| right as f64 / tried.max(1) as f64;
     Row {
@@ -157,6 +186,8 @@ fn row(set: PromptSet, draft: &Draft, batch: usize, sum: Sum, base: (f64, Option
         accepted_by_position: sum.stats.by_position.iter().map(share).collect(),
         draft_ms: sum.stats.draft_seconds * 1e3,
         verify_ms: sum.stats.verify_seconds * 1e3,
+        pass_ms,
+        tree_pass_ms,
         identical: sum.identical,
         texts: sum.texts,
     }
