@@ -3,13 +3,14 @@
 use std::marker::PhantomData;
 use std::ops::Bound;
 
-use super::node::{Chunk, Kind, Node, Separators, search};
+use super::bucket::{Buckets, Seat};
+use super::node::{Kind, Node, search};
 use super::tree::{Project, Tree};
 use crate::key::Key;
 
 /// The place of one pair.
 struct Cursor<K, V, C> {
-    /// Nodes above the leaf, each with the child or chunk that leads there.
+    /// Nodes above the pairs, each with the child or bucket that leads there.
     above: Vec<(*const Node<C>, usize)>,
     pairs: *mut (K, V),
     len: usize,
@@ -43,26 +44,26 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
         unsafe {
             loop {
                 match (*node).kind {
-                    Kind::Dense => {
-                        let separators = &*(*node).data.cast::<Separators<C>>();
-                        let i = separators.find(coordinate, (*node).room as usize);
+                    Kind::Fan => {
+                        let i = (*node).child_of(coordinate);
                         cursor.above.push((node, i));
-                        node = separators.children.add(i);
+                        node = (*node).data.cast::<Node<C>>().add(i);
                     }
                     Kind::Model => {
-                        let (i, slot) = (*node).place(coordinate);
-                        cursor.above.push((node, i));
-                        let chunk = &*(*node).data.cast::<Chunk>().add(i);
-                        if chunk.child {
-                            node = chunk.data.cast();
-                            continue;
+                        let buckets = Buckets::<K, V>::of(&*node);
+                        match buckets.seat((*node).place(coordinate), key, true) {
+                            Seat::Below(i) => {
+                                cursor.above.push((node, i));
+                                node = buckets.child(i);
+                            }
+                            Seat::Taken(i, at) | Seat::Free(i, at) => {
+                                cursor.above.push((node, i));
+                                cursor.pairs = buckets.pairs(i);
+                                cursor.len = buckets.state(i).len();
+                                cursor.at = at;
+                                break;
+                            }
                         }
-                        let begin = usize::from(chunk.ends[slot]);
-                        let n = usize::from(chunk.ends[slot + 1]) - begin;
-                        cursor.pairs = chunk.data.cast();
-                        cursor.len = chunk.len();
-                        cursor.at = begin + search(cursor.pairs.wrapping_add(begin), n, key).0;
-                        break;
                     }
                     Kind::Flat => {
                         cursor.pairs = (*node).data.cast();
@@ -92,14 +93,15 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
         // SAFETY: the caller's promise.
         unsafe {
             self.above.push((node, i));
-            let entered = if (*node).kind == Kind::Dense {
-                self.enter((*(*node).data.cast::<Separators<C>>()).children.add(i), last)
+            let entered = if (*node).kind == Kind::Fan {
+                self.enter((*node).data.cast::<Node<C>>().add(i), last)
             } else {
-                let chunk = &*(*node).data.cast::<Chunk>().add(i);
-                if chunk.child {
-                    self.enter(chunk.data.cast(), last)
+                let buckets = Buckets::<K, V>::of(&*node);
+                let state = buckets.state(i);
+                if state.is_child() {
+                    self.enter(buckets.child(i), last)
                 } else {
-                    self.land(chunk.data.cast(), chunk.len(), last)
+                    self.land(buckets.pairs(i), state.len(), last)
                 }
             };
             if !entered {
