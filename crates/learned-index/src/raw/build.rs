@@ -26,16 +26,15 @@ const RUN_MIN: usize = 128;
 /// Longer runs are cut, so that a rebuild stays a matter of milliseconds.
 const RUN_MAX: usize = 1 << 24;
 /// One key in so many may lie beyond the second bucket of a look-up,
-const FAR_SHARE: usize = 12;
-/// and one in so many must not go to a child.
-const CARRIED_SHARE: usize = 5;
+const FAR_SHARE: usize = 20;
+/// and one in so many may go to a child.
+const DEEPER_SHARE: usize = 50;
+/// Keys for a cell of a fan, and how many cells a fan has.
+const CELL: usize = 16;
+const CELLS_MIN: usize = 16;
+const CELLS_MAX: usize = 1 << 20;
 /// Up to here a sorted array needs no model.
 const FLAT: usize = 32;
-
-fn tune(i: usize, default: f64) -> f64 {
-    static T: std::sync::OnceLock<Vec<f64>> = std::sync::OnceLock::new();
-    T.get_or_init(|| std::env::var("TUNE").map(|t| t.split(',').map(|x| x.parse().unwrap()).collect()).unwrap_or_default()).get(i).copied().unwrap_or(default)
-}
 
 /// Builds nodes over pairs whose coordinates ascend.
 pub(super) struct Builder<'a, C, K, V, F> {
@@ -87,7 +86,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// As for [`Builder::build`]; the pairs have more than one coordinate.
     unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
         let coordinate = self.coordinate;
-        let count = ((end - begin) / tune(4, 512.) as usize).clamp(16, tune(5, 65536.) as usize);
+        let count = ((end - begin) / CELL).clamp(CELLS_MIN, CELLS_MAX);
         let cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
         if cells.count() < 2 {
             // So near to each other that their distances have lost their digits.
@@ -135,7 +134,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         let per = Buckets::<K, V>::PER as f64;
         let nodes = runs.len() * size_of::<Node<C>>();
         let pairs = runs.iter().map(|run| {
-            let buckets = BEHIND + ((run.end - run.begin) as f64 / (tune(3, self.fill) * per)) as usize;
+            let buckets = BEHIND + ((run.end - run.begin) as f64 / (self.fill * per)) as usize;
             Some(Buckets::<K, V>::bytes(buckets)).filter(|&bytes| bytes < LARGE).unwrap_or(0)
         });
         nodes + pairs.sum::<usize>() * 17 / 16
@@ -182,7 +181,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
 
     /// The line over a run, from its first to its last key.
     fn line(&self, begin: usize, end: usize) -> Line<C> {
-        let buckets = ((end - begin) as f64 / (tune(3, self.fill) * Buckets::<K, V>::PER as f64)).ceil().max(1.0);
+        let buckets = ((end - begin) as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0);
         let base = (self.coordinate)(begin);
         let scale = buckets / (self.coordinate)(end - 1).offset_from(base);
         Line { base, scale, limit: buckets - 1.0, buckets: buckets as usize }
@@ -205,8 +204,8 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             return false;
         }
         let line = self.line(begin, end);
-        let most_far = if n <= tune(0, 128.) as usize { n } else { (n as f64 * tune(1, 0.08)) as usize };
-        let most_deeper = (n as f64 * tune(2, 0.8)) as usize;
+        let most_far = if n <= RUN_MIN { n } else { n / FAR_SHARE };
+        let most_deeper = n / DEEPER_SHARE;
         let per = Buckets::<K, V>::PER;
         // Pairs that flow into bucket `at`, and those of them and its own that came so far.
         let (mut at, mut waiting) = (0, 0);
