@@ -129,7 +129,7 @@ impl<K, V> Buckets<K, V> {
     /// Where the pairs of a bucket begin; `i` may be past the last one if nothing is read there.
     #[inline(always)]
     pub(super) fn pairs(self, i: usize) -> *mut (K, V) {
-        self.pairs.wrapping_add(i * Self::PER)
+        self.pairs.wrapping_add(i.wrapping_mul(Self::PER))
     }
 
     pub(super) fn state_address(self, i: usize) -> *const State {

@@ -51,7 +51,8 @@ pub(super) struct Builder<'a, C, K, V, F> {
 
 /// Pairs that become one node.
 struct Run {
-    cells: (usize, usize),
+    /// The first of its cells.
+    cell: usize,
     begin: usize,
     end: usize,
     carried: bool,
@@ -87,7 +88,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
         let coordinate = self.coordinate;
         let count = ((end - begin) / CELL).clamp(CELLS_MIN, CELLS_MAX);
-        let cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
+        let mut cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
         if cells.count() < 2 {
             // So near to each other that their distances have lost their digits.
             // SAFETY: the caller's promise.
@@ -100,9 +101,13 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             highest = cells.cell(coordinate(i)).max(highest);
             begins.resize(begins.len().max(highest + 1), i);
         }
-        begins.resize(cells.count() + 1, end);
+        let size = cells.count().next_power_of_two();
+        begins.resize(size + 1, end);
         let mut runs = Vec::new();
-        self.split(&begins, 0, cells.count(), &mut runs);
+        self.split(&begins, 0, size, &mut runs);
+        // Runs begin at even cells where they are long: so cells may be as wide as the shortest.
+        let even = runs.iter().map(|run| run.cell.trailing_zeros()).min().map_or(0, |even| even.min(size.ilog2()));
+        cells.shift += even as u8;
         if self.heap.reserved() == 0 {
             self.heap.reserve(self.forecast(&runs));
         }
@@ -110,7 +115,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         let table = self.heap.array::<u32>(cells.count());
         let mut cell = 0;
         for (i, run) in runs.iter().enumerate() {
-            let last = if i + 1 < runs.len() { run.cells.1 } else { cells.count() };
+            let last = runs.get(i + 1).map_or(cells.count(), |next| next.cell >> even);
             // SAFETY: runs are disjoint and cover what the caller promised; children and table have their numbers.
             unsafe {
                 let child = if run.carried { self.model(run.begin, run.end) } else { self.build(run.begin, run.end) };
@@ -162,7 +167,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         begin == end || (self.coordinate)(end - 1).offset_from((self.coordinate)(begin)) <= 0.0
     }
 
-    /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run after them.
+    /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run before them.
     fn split(&self, begins: &[usize], from: usize, to: usize, runs: &mut Vec<Run>) {
         let (begin, end) = (begins[from], begins[to]);
         if begin == end {
@@ -171,7 +176,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         let small = end - begin <= FLAT || self.one_coordinate(begin, end);
         let carried = !small && self.is_carried(begin, end);
         if small || carried || to - from == 1 {
-            runs.push(Run { cells: (from, to), begin, end, carried });
+            runs.push(Run { cell: from, begin, end, carried });
             return;
         }
         let middle = from + (to - from) / 2;

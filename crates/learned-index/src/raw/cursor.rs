@@ -5,8 +5,12 @@ use std::ops::Bound;
 
 use super::bucket::{Buckets, Seat};
 use super::node::{Kind, Node, search};
+use super::prefetch::prefetch;
 use super::tree::{Project, Tree};
 use crate::key::Key;
+
+/// How many buckets a walk asks for ahead of where it is.
+const AHEAD: usize = 8;
 
 /// The place of one pair.
 struct Cursor<K, V, C> {
@@ -58,6 +62,7 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
                             }
                             Seat::Taken(i, at) | Seat::Free(i, at) => {
                                 cursor.above.push((node, i));
+                                (1..AHEAD).for_each(|ahead| prefetch(buckets.pairs(i + ahead)));
                                 cursor.pairs = buckets.pairs(i);
                                 cursor.len = buckets.state(i).len();
                                 cursor.at = at;
@@ -84,33 +89,49 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
             if (*node).kind == Kind::Flat {
                 return self.land((*node).data.cast(), (*node).len, last);
             }
-            let parts = (*node).room as usize;
-            (0..parts).any(|i| self.enter_part(node, if last { parts - 1 - i } else { i }, last))
+            self.above.push((node, if last { (*node).room as usize } else { usize::MAX }));
+            self.advance(last)
         }
     }
 
-    unsafe fn enter_part(&mut self, node: *const Node<C>, i: usize, last: bool) -> bool {
+    /// Goes to the next (or last) pair of the innermost node; false, and out of it, if there is none.
+    #[inline]
+    unsafe fn advance(&mut self, back: bool) -> bool {
+        let top = self.above.len() - 1;
+        let (node, mut i) = self.above[top];
         // SAFETY: the caller's promise.
         unsafe {
-            self.above.push((node, i));
-            let entered = if (*node).kind == Kind::Fan {
-                self.enter((*node).data.cast::<Node<C>>().add(i), last)
-            } else {
-                let buckets = Buckets::<K, V>::of(&*node);
-                let state = buckets.state(i);
-                if state.is_child() {
-                    self.enter(buckets.child(i), last)
-                } else {
-                    self.land(buckets.pairs(i), state.len(), last)
+            loop {
+                // One before the first part is the largest number.
+                i = if back { i.wrapping_sub(1) } else { i.wrapping_add(1) };
+                if i >= (*node).room as usize {
+                    self.above.pop();
+                    return false;
                 }
-            };
-            if !entered {
-                self.above.pop();
+                let child = if (*node).kind == Kind::Fan {
+                    (*node).data.cast::<Node<C>>().add(i)
+                } else {
+                    let buckets = Buckets::<K, V>::of(&*node);
+                    let state = buckets.state(i);
+                    if !state.is_child() {
+                        prefetch(buckets.pairs(if back { i.wrapping_sub(AHEAD) } else { i + AHEAD }));
+                        if state.len() > 0 {
+                            self.above[top].1 = i;
+                            return self.land(buckets.pairs(i), state.len(), back);
+                        }
+                        continue;
+                    }
+                    buckets.child(i)
+                };
+                self.above[top].1 = i;
+                if self.enter(child, back) {
+                    return true;
+                }
             }
-            entered
         }
     }
 
+    #[inline]
     fn land(&mut self, pairs: *mut (K, V), len: usize, last: bool) -> bool {
         self.pairs = pairs;
         self.len = len;
@@ -119,22 +140,15 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
     }
 
     /// Goes to the next leaf, or the one before; false if there is none.
+    #[inline]
     unsafe fn turn(&mut self, back: bool) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            while let Some((node, i)) = self.above.pop() {
-                let parts = (*node).room as usize;
-                let entered = if back {
-                    (0..i).rev().any(|i| self.enter_part(node, i, true))
-                } else {
-                    (i + 1..parts).any(|i| self.enter_part(node, i, false))
-                };
-                if entered {
-                    return true;
-                }
+        while !self.above.is_empty() {
+            // SAFETY: the caller's promise.
+            if unsafe { self.advance(back) } {
+                return true;
             }
-            false
         }
+        false
     }
 
     #[inline]

@@ -234,10 +234,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         // The memory of a group is on its way while the group before is looked at.
         let mut before = [Leaf { node: &raw const self.root, bucket: 0 }; GROUP];
         let mut next = before;
-        for group in 0..=keys.len().div_ceil(GROUP) {
-            let begin = group * GROUP;
-            let left = keys.len().saturating_sub(begin);
-            self.leaves(left, |i| coordinates(begin + i), |i, leaf| next[i] = leaf);
+        for begin in (0..keys.len() + GROUP).step_by(GROUP) {
+            self.leaves(keys.len().saturating_sub(begin), |i| coordinates(begin + i), &mut next);
             if let Some(begin) = begin.checked_sub(GROUP) {
                 for (i, leaf) in before.iter().enumerate().take(keys.len() - begin) {
                     let at = begin + i;
@@ -252,58 +250,72 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// Finds the leaves of `n` coordinates, up to [`GROUP`], all at the same time: every step of the way asks for the
     /// memory of the next step, and takes it when all others have asked for theirs.
     #[inline(always)]
-    fn leaves(&self, n: usize, coordinate: impl Fn(usize) -> P::C, mut found: impl FnMut(usize, Leaf<P::C>)) {
-        const NONE: usize = usize::MAX;
-        let mut ways = [Leaf { node: &raw const self.root, bucket: NONE }; GROUP];
-        let mut waiting: [u8; GROUP] = std::array::from_fn(|i| i as u8);
-        let mut left = n.min(GROUP);
+    fn leaves(&self, n: usize, coordinate: impl Fn(usize) -> P::C, leaves: &mut [Leaf<P::C>; GROUP]) {
+        let leaves = &mut leaves[..n.min(GROUP)];
+        leaves.iter_mut().for_each(|leaf| leaf.node = &raw const self.root);
         // SAFETY: invariants 1 to 3.
         unsafe {
+            // Those that are at fans.
+            let mut above: [u8; GROUP] = std::array::from_fn(|i| i as u8);
+            let mut left = leaves.len();
             while left > 0 {
-                // Nodes: to a child of a fan, to a bucket of a model, or to the end.
                 let mut kept = 0;
                 for at in 0..left {
-                    let i = usize::from(waiting[at]);
-                    let Leaf { node, bucket } = &mut ways[i];
-                    match (**node).kind {
-                        Kind::Flat => {
-                            prefetch((**node).data.wrapping_add((**node).len / 2 * size_of::<(K, V)>()));
-                            found(i, ways[i]);
-                            continue;
-                        }
-                        Kind::Fan => {
-                            *node = Self::child(*node, coordinate(i));
-                            *bucket = NONE;
-                            prefetch(*node);
-                        }
-                        Kind::Model => {
-                            let buckets = Buckets::<K, V>::of(&**node);
-                            *bucket = (**node).place(coordinate(i));
-                            prefetch(buckets.state_address(*bucket));
-                            prefetch(buckets.pairs(*bucket));
-                        }
+                    let i = above[at];
+                    let leaf = &mut leaves[usize::from(i)];
+                    if (*leaf.node).kind == Kind::Fan {
+                        leaf.node = Self::child(leaf.node, coordinate(i.into()));
+                        prefetch(leaf.node);
+                        above[kept] = i;
+                        kept += 1;
                     }
-                    waiting[kept] = i as u8;
-                    kept += 1;
                 }
-                // Buckets: to the end, or to a child.
-                left = 0;
-                for at in 0..kept {
-                    let i = usize::from(waiting[at]);
-                    let Leaf { node, bucket } = &mut ways[i];
-                    if *bucket != NONE {
-                        let buckets = Buckets::<K, V>::of(&**node);
-                        let state = buckets.state(*bucket);
-                        if !state.is_child() {
-                            prefetch(buckets.pairs(*bucket + state.next()));
-                            found(i, ways[i]);
-                            continue;
-                        }
-                        *node = buckets.child(*bucket);
-                        prefetch(*node);
+                left = kept;
+            }
+            for (i, leaf) in leaves.iter_mut().enumerate() {
+                let node = &*leaf.node;
+                if node.kind == Kind::Model {
+                    let buckets = Buckets::<K, V>::of(node);
+                    leaf.bucket = node.place(coordinate(i));
+                    prefetch(buckets.state_address(leaf.bucket));
+                    prefetch(buckets.pairs(leaf.bucket));
+                } else {
+                    prefetch(node.data.wrapping_add(node.len / 2 * size_of::<(K, V)>()));
+                }
+            }
+            for (i, leaf) in leaves.iter_mut().enumerate() {
+                let node = &*leaf.node;
+                if node.kind == Kind::Model {
+                    let buckets = Buckets::<K, V>::of(node);
+                    let state = buckets.state(leaf.bucket);
+                    if state.is_child() {
+                        *leaf = Self::leaf(buckets.child(leaf.bucket), coordinate(i));
+                    } else {
+                        prefetch(buckets.pairs(leaf.bucket + state.next()));
                     }
-                    waiting[left] = i as u8;
-                    left += 1;
+                }
+            }
+        }
+    }
+
+    /// The leaf of a coordinate below a node.
+    ///
+    /// # Safety
+    /// It is a node of this tree.
+    unsafe fn leaf(mut node: *const Node<P::C>, coordinate: P::C) -> Leaf<P::C> {
+        // SAFETY: the caller's promise, invariants 1 to 3.
+        unsafe {
+            loop {
+                match (*node).kind {
+                    Kind::Fan => node = Self::child(node, coordinate),
+                    Kind::Flat => return Leaf { node, bucket: 0 },
+                    Kind::Model => {
+                        let (buckets, bucket) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                        if !buckets.state(bucket).is_child() {
+                            return Leaf { node, bucket };
+                        }
+                        node = buckets.child(bucket);
+                    }
                 }
             }
         }
@@ -311,7 +323,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
 
     /// Asks for the memory that inserts at these `n` coordinates will touch, up to [`GROUP`].
     pub(crate) fn warm(&self, n: usize, coordinates: impl Fn(usize) -> P::C) {
-        self.leaves(n, coordinates, |_, _| ());
+        self.leaves(n, coordinates, &mut [Leaf { node: &raw const self.root, bucket: 0 }; GROUP]);
     }
 
     /// Gives `key` a value; returns the one it had.
