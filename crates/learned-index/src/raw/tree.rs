@@ -8,7 +8,7 @@ use super::bucket::{Buckets, Seat};
 use super::build::{Builder, GROWING, LOADED};
 use super::heap::Heap;
 use super::node::{Kind, Node, Shape, find, search};
-use super::prefetch::prefetch;
+use super::prefetch::{prefetch, prefetch_ahead};
 use super::simd;
 use crate::key::Key;
 
@@ -38,7 +38,7 @@ impl<K: Key> Project<K> for Direct {
 }
 
 /// Look-ups that are under way at the same time in a batch.
-pub(crate) const GROUP: usize = 32;
+pub(crate) const GROUP: usize = 64;
 /// A fan is rebuilt when it holds this many times (in halves) what it held when it was built,
 const GROWN_HALVES: usize = 5;
 /// a model node when it holds so many tenths of what fits into its buckets.
@@ -265,7 +265,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     let leaf = &mut leaves[usize::from(i)];
                     if (*leaf.node).kind == Kind::Fan {
                         leaf.node = Self::child(leaf.node, coordinate(i.into()));
-                        prefetch(leaf.node);
+                        prefetch_ahead(leaf.node);
                         above[kept] = i;
                         kept += 1;
                     }
@@ -277,10 +277,10 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 if node.kind == Kind::Model {
                     let buckets = Buckets::<K, V>::of(node);
                     leaf.bucket = node.place(coordinate(i));
-                    prefetch(buckets.state_address(leaf.bucket));
-                    prefetch(buckets.pairs(leaf.bucket));
+                    prefetch_ahead(buckets.state_address(leaf.bucket));
+                    prefetch_ahead(buckets.pairs(leaf.bucket));
                 } else {
-                    prefetch(node.data.wrapping_add(node.len / 2 * size_of::<(K, V)>()));
+                    prefetch_ahead(node.data.wrapping_add(node.len / 2 * size_of::<(K, V)>()));
                 }
             }
             for (i, leaf) in leaves.iter_mut().enumerate() {
@@ -291,7 +291,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     if state.is_child() {
                         *leaf = Self::leaf(buckets.child(leaf.bucket), coordinate(i));
                     } else {
-                        prefetch(buckets.pairs(leaf.bucket + state.next()));
+                        prefetch_ahead(buckets.pairs(leaf.bucket + state.next()));
                     }
                 }
             }
@@ -482,9 +482,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     #[inline(always)]
     unsafe fn child(node: *const Node<P::C>, coordinate: P::C) -> *const Node<P::C> {
         // SAFETY: the caller's promise, invariant 3.
-        unsafe {
-            (*node).data.cast::<Node<P::C>>().add((*node).child_of(coordinate))
-        }
+        unsafe { (*node).data.cast::<Node<P::C>>().add((*node).child_of(coordinate)) }
     }
 
     /// Moves `len` pairs from a block of `cap` into one of `larger`.
@@ -753,9 +751,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                         }
                         shape.depths.resize(shape.depths.len().max(depth + 1), 0);
                         shape.depths[depth] += state.len();
-                        let in_place = |j: &usize| {
-                            node.place(self.project.project(&(*buckets.pairs(i).add(*j)).0)) == i
-                        };
+                        let in_place =
+                            |j: &usize| node.place(self.project.project(&(*buckets.pairs(i).add(*j)).0)) == i;
                         shape.in_place += (0..state.len()).filter(in_place).count();
                     }
                 }
