@@ -23,7 +23,7 @@ const BEHIND: usize = 1;
 const FLOOD: usize = 4;
 /// Up to here a run may flow as it likes.
 const RUN_MIN: usize = 128;
-/// Longer runs are cut, so that a rebuild stays a matter of milliseconds.
+/// Longer runs are cut, so that there is an end to what a rebuild takes.
 const RUN_MAX: usize = 1 << 24;
 /// One key in so many may lie beyond the second bucket of a look-up,
 const FAR_SHARE: usize = 20;
@@ -105,6 +105,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         begins.resize(size + 1, end);
         let mut runs = Vec::new();
         self.split(&begins, 0, size, &mut runs);
+        if runs.len() == 1 {
+            // Only a key type that breaks its promise has all in one cell.
+            // SAFETY: the caller's promise.
+            return unsafe { self.flat(begin, end) };
+        }
         // Runs begin at even cells where they are long: so cells may be as wide as the shortest.
         let even = runs.iter().map(|run| run.cell.trailing_zeros()).min().map_or(0, |even| even.min(size.ilog2()));
         cells.shift += even as u8;

@@ -9,7 +9,8 @@
 //! | [`build`] | from sorted pairs to nodes |
 //! | [`tree`] | look-up, insert, remove, rebuild |
 //! | [`cursor`] | walks in order |
-//! | [`prefetch`] | a hint to the processor |
+//! | [`shape`] | counts of all that |
+//! | [`prefetch`] | hints to the processor |
 //! | [`simd`] | the same code for several processors |
 //! | [`map`] | a file mapped into memory |
 //!
@@ -33,8 +34,9 @@ mod heap;
 pub(crate) mod map;
 mod node;
 mod prefetch;
+mod shape;
 pub(crate) mod simd;
 mod tree;
 
-pub use node::Shape;
+pub use shape::Shape;
 pub(crate) use tree::{Direct, GROUP, Project, Tree};

@@ -11,8 +11,6 @@ use std::hint;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::key::Key;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,38 +133,5 @@ pub(super) unsafe fn find<K: Ord, V>(pairs: *const (K, V), n: usize, key: &K) ->
             return ptr::null();
         };
         if (*pairs.add(at)).0 == *key { pairs.add(at) } else { ptr::null() }
-    }
-}
-
-/// What a tree looks like.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
-    /// Keys.
-    pub len: usize,
-    /// Nodes that place keys by a line.
-    pub model_nodes: usize,
-    /// Tables of children, above keys that no line carries.
-    pub fans: usize,
-    /// Small sorted arrays, and large ones of keys with one coordinate.
-    pub flat_nodes: usize,
-    /// Buckets of all model nodes.
-    pub buckets: usize,
-    /// Keys in the bucket where they belong; the others flowed on, or lie in flat nodes.
-    pub in_place: usize,
-    /// `depths[d]`: keys whose look-up passes `d + 1` nodes.
-    pub depths: Vec<usize>,
-    /// Bytes of nodes, tables and states of buckets.
-    pub model_bytes: usize,
-    /// Bytes of pairs, their free room included.
-    pub data_bytes: usize,
-    /// Bytes of all memory that the tree holds.
-    pub total_bytes: usize,
-}
-
-impl Shape {
-    /// Nodes that a look-up of a present key passes, on average.
-    pub fn mean_depth(&self) -> f64 {
-        let sum: usize = self.depths.iter().enumerate().map(|(d, keys)| (d + 1) * keys).sum();
-        sum as f64 / self.len.max(1) as f64
     }
 }

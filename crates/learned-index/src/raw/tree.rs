@@ -7,7 +7,7 @@ use std::ptr;
 use super::bucket::{Buckets, Seat};
 use super::build::{Builder, GROWING, LOADED};
 use super::heap::Heap;
-use super::node::{Kind, Node, Shape, find, search};
+use super::node::{Kind, Node, find, search};
 use super::prefetch::{prefetch, prefetch_ahead};
 use super::simd;
 use crate::key::Key;
@@ -142,7 +142,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                         }
                         node = buckets.child(bucket);
                     }
-                    Kind::Flat => return find((*node).data.cast(), (*node).len, key).cast_mut(),
+                    Kind::Flat => return Self::find_far(node, coordinate, key),
                 }
             }
         }
@@ -158,7 +158,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             let Leaf { node, bucket } = leaf;
             if (*node).kind == Kind::Flat {
-                return find((*node).data.cast(), (*node).len, key).cast_mut();
+                return Self::find_far(node, coordinate, key);
             }
             let buckets = Buckets::<K, V>::of(&*node);
             let found = buckets.find(bucket, buckets.state(bucket), key);
@@ -166,7 +166,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         }
     }
 
-    /// The pair of `key` below a node, or null: for the few keys that have flowed far.
+    /// The pair of `key` below a node, or null: for the few keys that have flowed far or lie in flat nodes. Apart, so that
+    /// the usual way is short enough to stand where it is called.
     ///
     /// # Safety
     /// It is a node of this tree.
@@ -192,13 +193,13 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     }
 
     /// The pair of `key`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, key: &K) -> Option<&(K, V)> {
         self.get_at(self.project.project(key), key)
     }
 
     /// The pair of `key`, whose coordinate the caller knows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get_at(&self, coordinate: P::C, key: &K) -> Option<&(K, V)> {
         // SAFETY: invariants 2 and 4.
         unsafe { self.seek(coordinate, key).as_ref() }
@@ -703,61 +704,6 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe { Self::unload(&mut self.heap, &raw mut self.root, &mut pairs) };
         self.heap = Heap::default();
         pairs
-    }
-
-    /// What the tree looks like.
-    pub(crate) fn shape(&self) -> Shape {
-        let mut shape = Shape { len: self.root.len, total_bytes: self.bytes(), ..Shape::default() };
-        // SAFETY: the root is a node of this tree.
-        unsafe { self.describe(&self.root, 0, &mut shape) };
-        shape
-    }
-
-    /// # Safety
-    /// `node` is a node of this tree.
-    unsafe fn describe(&self, node: &Node<P::C>, depth: usize, shape: &mut Shape) {
-        let mut at_depth = |keys: usize| {
-            shape.depths.resize(shape.depths.len().max(depth + 1), 0);
-            shape.depths[depth] += keys;
-        };
-        let room = node.room as usize;
-        // SAFETY: invariants 1 and 2.
-        unsafe {
-            match node.kind {
-                Kind::Flat => {
-                    at_depth(node.len);
-                    shape.flat_nodes += 1;
-                    shape.data_bytes += room * size_of::<(K, V)>();
-                }
-                Kind::Fan => {
-                    shape.fans += 1;
-                    shape.model_bytes += room * size_of::<Node<P::C>>() + node.cells() * size_of::<u32>();
-                    for i in 0..room {
-                        self.describe(&*node.data.cast::<Node<P::C>>().add(i), depth + 1, shape);
-                    }
-                }
-                Kind::Model => {
-                    let buckets = Buckets::<K, V>::of(node);
-                    shape.model_nodes += 1;
-                    shape.buckets += room;
-                    shape.model_bytes += room;
-                    shape.data_bytes += room * Buckets::<K, V>::PER * size_of::<(K, V)>();
-                    for i in 0..room {
-                        let state = buckets.state(i);
-                        if state.is_child() {
-                            shape.model_bytes += size_of::<Node<P::C>>();
-                            self.describe(&*buckets.child(i), depth + 1, shape);
-                            continue;
-                        }
-                        shape.depths.resize(shape.depths.len().max(depth + 1), 0);
-                        shape.depths[depth] += state.len();
-                        let in_place =
-                            |j: &usize| node.place(self.project.project(&(*buckets.pairs(i).add(*j)).0)) == i;
-                        shape.in_place += (0..state.len()).filter(in_place).count();
-                    }
-                }
-            }
-        }
     }
 
     /// How many keys are smaller than `key`. For an ordered projection only.
