@@ -44,7 +44,7 @@ impl State {
     /// 1 if pairs may lie in the next bucket and that is no child, else 0.
     #[inline(always)]
     pub(super) fn next(self) -> usize {
-        usize::from(self.0 / Self::NEXT & 1)
+        usize::from(self.0 & Self::NEXT != 0)
     }
 
     /// Whether pairs may lie in the next bucket, which is a child.

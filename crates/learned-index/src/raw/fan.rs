@@ -100,3 +100,36 @@ impl<C> Node<C> {
         number(self.limit, self.limit, self.shift) + 1
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::KeySet;
+    use crate::key::F64;
+
+    #[test]
+    fn cells_ascend_from_the_first_coordinate_to_the_last() {
+        for set in KeySet::ALL {
+            let mut keys = set.generate(3000, 42).to_f64();
+            keys.dedup();
+            let key = |i: usize| F64::new(keys[i]).unwrap();
+            for count in [16, 100, 5000] {
+                let cells = Cells::over(keys.len(), key, count);
+                let of = |i: usize| cells.cell(key(i));
+                assert!((1..keys.len()).all(|i| of(i - 1) <= of(i)));
+                assert_eq!((of(0), of(keys.len() - 1)), (0, cells.count() - 1));
+                assert!((2..=(2 * count).max(100)).contains(&cells.count()), "{} of {count}", cells.count());
+                let outside = [f64::MIN, f64::MAX].map(|x| cells.cell(F64::new(x).unwrap()));
+                assert_eq!(outside, [0, cells.count() - 1]);
+            }
+        }
+    }
+
+    #[test]
+    fn wide_distributions_get_cells_that_grow() {
+        let keys: Vec<u64> = (0..60).map(|i| 1 << i).collect();
+        let cells = Cells::over(keys.len(), |i| keys[i], 256);
+        let different: std::collections::BTreeSet<usize> = keys.iter().map(|key| cells.cell(*key)).collect();
+        assert!(different.len() > 40, "{different:?}");
+    }
+}
