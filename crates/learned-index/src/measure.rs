@@ -90,8 +90,9 @@ pub struct Row {
     pub flow: bool,
 }
 
-/// Names of the structures.
-pub const STRUCTURES: [&str; 8] = ["afli", "nfl", "btree", "sorted", "eytzinger", "pgm", "dynamic-pgm", "radix-spline"];
+/// Names of the structures; `folded` is `nfl` with the flow on whether it pays or not.
+pub const STRUCTURES: [&str; 9] =
+    ["afli", "nfl", "folded", "btree", "sorted", "eytzinger", "pgm", "dynamic-pgm", "radix-spline"];
 
 /// Measures `structures` under `mixes`, and tells `done` each row when it is there. The structures that cannot do a mix
 /// are left out. Answers are checked.
@@ -133,6 +134,10 @@ impl<'a, K: Exact> Case<'a, K> {
         let nfl = |pairs| NflMap::from_sorted(pairs, &NflConfig::default()).expect("generated keys ascend");
         self.read_only("nfl", nfl, NflMap::is_folded, done);
         self.mixed("nfl", nfl, NflMap::is_folded, done);
+        let always = NflConfig { force: Some(true), ..NflConfig::default() };
+        let folded = |pairs| NflMap::from_sorted(pairs, &always).expect("generated keys ascend");
+        self.read_only("folded", folded, NflMap::is_folded, done);
+        self.mixed("folded", folded, NflMap::is_folded, done);
         let btree = |pairs: Vec<(K, u64)>| pairs.into_iter().collect::<BTreeMap<K, u64>>();
         self.read_only("btree", btree, |_| false, done);
         self.scanned("btree", btree, done);
@@ -344,7 +349,7 @@ mod tests {
             run(&keys, &STRUCTURES, &Mix::ALL, |row| rows.push(row));
             let integers = usize::from(name == "lognormal");
             // Trees that change: all but that NFL has no scans; static ones: no mixes.
-            assert_eq!(rows.len(), 7 + 6 + 7 + 3 + 2 + 3 + 7 + 2 * integers, "{rows:#?}");
+            assert_eq!(rows.len(), 7 + 6 + 6 + 7 + 3 + 2 + 3 + 7 + 2 * integers, "{rows:#?}");
             assert!(rows.iter().all(|row| row.ns_per_op > 0.0 && row.bytes_per_key > 15.0));
         }
         assert!(Mix::ALL.iter().all(|mix| Mix::parse(&mix.name()) == Some(*mix)));

@@ -24,6 +24,8 @@ const BATCH: usize = 256;
 const SAMPLE: usize = 1 << 14;
 /// How much the tail conflict may grow before the map is built anew.
 const DRIFT: usize = 4;
+/// Nodes on the way of a look-up that take as long as a flow: it must spare more.
+const FLOW_NODES: f64 = 1.5;
 
 /// A key's place by a flow.
 #[derive(Debug, Clone)]
@@ -51,17 +53,20 @@ enum Layout<K: Key, V> {
 
 /// A map for look-ups of single keys and batches, which lays crowded keys out by a [`FoldingFlow`].
 ///
-/// Loading trains a flow on a sample of the keys and tests whether it takes conflicts away; if not, this is a
-/// [`LearnedMap`]. Keys that come later use the same flow, until [`NflMap::adapt`] finds that they no longer suit it.
-/// There are no ranges: neighbours by key are no neighbours by place.
+/// Where the way through a [`LearnedMap`] of the keys is long, loading trains a flow on a sample of them and tests whether
+/// it takes conflicts away (see [`Switch`]), and nodes from the way of a look-up, more than the flow itself costs. If not,
+/// this is a [`LearnedMap`]; so it is for all key sets of [`data`](crate::data), whose ways are short. Keys that come
+/// later use the same flow, until [`NflMap::adapt`] finds that they no longer suit it. There are no ranges: neighbours by
+/// key are no neighbours by place.
 ///
 /// ```
 /// use kindling_learned_index::data::{KeySet, Keys};
 /// use kindling_learned_index::{NflConfig, NflMap};
 ///
 /// let Some(Keys::U64(keys)) = KeySet::named("lognormal").map(|set| set.generate(10_000, 42)) else { return Ok(()) };
-/// let mut map = NflMap::from_sorted(keys.iter().copied().zip(0..), &NflConfig::default())?;
-/// assert!(map.is_folded());
+/// let config = NflConfig { force: Some(true), ..NflConfig::default() };
+/// let mut map = NflMap::from_sorted(keys.iter().copied().zip(0..), &config)?;
+/// assert!(map.is_folded() && map.switch().is_some_and(|test| test.on));
 /// assert_eq!(map.get(&keys[3]), Some(&3));
 /// assert_eq!(map.insert(5, 0), None);
 /// # Ok::<(), kindling_learned_index::Error>(())
@@ -83,7 +88,7 @@ pub struct NflMap<K: Key, V> {
 pub struct NflConfig {
     /// How the flow is trained.
     pub train: TrainConfig,
-    /// Whether the flow is used: `None` asks the switch test.
+    /// Whether the flow is used: `None` asks the switch test and the lengths of the ways.
     pub force: Option<bool>,
     /// A flow that was trained before; `mean` and `var` are fitted to the keys.
     pub flow: Option<FoldingFlow>,
@@ -104,27 +109,53 @@ impl<K: Key, V> NflMap<K, V> {
     }
 
     fn load(pairs: Vec<(K, V)>, config: NflConfig) -> Self {
-        let mut switch = None;
-        let mut folded = None;
-        if let (Some(&(base, _)), true) = (pairs.first(), config.force != Some(false)) {
-            let offsets: Vec<f64> = pairs.iter().map(|pair| pair.0.offset_from(base)).collect();
-            let flow = match &config.flow {
-                Some(flow) => Ok(flow.clone()),
-                None => train(base.to_f64(), &offsets, &config.train).map(|trained| trained.flow),
-            };
-            if let Ok(flow) = flow {
-                let test = Switch::test(&offsets, &flow);
-                folded = (config.force == Some(true) || test.on).then_some(Folded { base, flow });
-                switch = Some(test);
-            }
-        }
-        let layout = match folded {
-            Some(folded) => Layout::Folded(Tree::from_sorted(pairs, folded)),
-            None => Layout::Plain(LearnedMap::from_ascending(pairs)),
+        let (layout, switch) = match config.force {
+            Some(false) => (Layout::Plain(LearnedMap::from_ascending(pairs)), None),
+            Some(true) => match Self::fold(&pairs, &config) {
+                Some((folded, switch)) => (Layout::Folded(Tree::from_sorted(pairs, folded)), Some(switch)),
+                None => (Layout::Plain(LearnedMap::from_ascending(pairs)), None),
+            },
+            None => Self::choose(pairs, &config),
         };
         let mut map = Self { layout, config, switch, sampled: 0, unchecked: 0 };
         map.sampled = map.conflicts_of_a_sample();
         map
+    }
+
+    /// A flow for the keys and what the switch test says about it; `None` if there is none for them.
+    fn fold(pairs: &[(K, V)], config: &NflConfig) -> Option<(Folded<K>, Switch)> {
+        let base = pairs.first()?.0;
+        let offsets: Vec<f64> = pairs.iter().map(|pair| pair.0.offset_from(base)).collect();
+        let flow = match &config.flow {
+            Some(flow) => flow.clone(),
+            None => train(base.to_f64(), &offsets, &config.train).ok()?.flow,
+        };
+        let switch = Switch::test(&offsets, &flow);
+        Some((Folded { base, flow }, switch))
+    }
+
+    /// The layout with the shorter way, the flow counted.
+    fn choose(pairs: Vec<(K, V)>, config: &NflConfig) -> (Layout<K, V>, Option<Switch>) {
+        let plain = LearnedMap::from_ascending(pairs);
+        let depth = plain.shape().mean_depth();
+        // No way is shorter than one node.
+        if depth <= 1.0 + FLOW_NODES {
+            return (Layout::Plain(plain), None);
+        }
+        let pairs: Vec<(K, V)> = plain.into_iter().collect();
+        let Some((folded, switch)) = Self::fold(&pairs, config) else {
+            return (Layout::Plain(LearnedMap::from_ascending(pairs)), None);
+        };
+        if !switch.on {
+            return (Layout::Plain(LearnedMap::from_ascending(pairs)), Some(switch));
+        }
+        let mut tree = Tree::from_sorted(pairs, folded);
+        if tree.shape().mean_depth() + FLOW_NODES < depth {
+            return (Layout::Folded(tree), Some(switch));
+        }
+        let mut pairs = tree.take_all();
+        pairs.sort_unstable_by_key(|pair| pair.0);
+        (Layout::Plain(LearnedMap::from_ascending(pairs)), Some(switch))
     }
 
     /// Whether the flow is on.
@@ -241,7 +272,7 @@ impl<K: Key, V> NflMap<K, V> {
         }
     }
 
-    /// All pairs, in the order of their places.
+    /// All pairs, about in the order of their places.
     pub fn iter(&self) -> Box<dyn Iterator<Item = (&K, &V)> + '_> {
         match &self.layout {
             Layout::Plain(map) => Box::new(map.iter()),

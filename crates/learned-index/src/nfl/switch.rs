@@ -1,4 +1,4 @@
-//! Whether a flow pays.
+//! Whether a flow takes conflicts away.
 //!
 //! Source: "NFL: Robust Learned Index via Distribution Transformation", arXiv 2205.11807.
 
@@ -11,14 +11,14 @@ use crate::line::Conflicts;
 /// Slots a key in the test.
 const AMPLIFICATION: f64 = 1.5;
 
-/// What the switch test found.
+/// What the switch test found. [`NflMap`](super::NflMap) also asks whether look-ups get shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Switch {
     /// Tail conflict of the keys.
     pub raw: usize,
     /// Tail conflict of where the flow puts them.
     pub flow: usize,
-    /// Whether the flow pays: it takes away more than nothing and at least a tenth.
+    /// Whether the flow helps: it takes away more than nothing and at least a tenth.
     pub on: bool,
 }
 

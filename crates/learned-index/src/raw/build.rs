@@ -1,45 +1,40 @@
 //! From sorted pairs to nodes.
 //!
-//! A run of keys becomes a model node if a line spreads it well enough; else it is cut in two, down to runs that fit into
-//! one or two chunks anyway. So the line is never asked for more than it can do, every run is read O(log n) times at
-//! most, and all look-ups of a freshly built tree take the same path: separators, line, chunk, bucket.
+//! A run of keys becomes a model node if a line spreads it well enough; else it is cut into the cells of a fan, and
+//! neighbouring cells join again where a line carries them. So a line is never asked for more than it can do, and most
+//! look-ups of a freshly built tree take the same path: fan, line, bucket.
 
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use super::heap::Heap;
-use super::node::{CHUNK_MAX, Chunk, Kind, Node, SLOTS, Separators, slot_of};
+use super::bucket::Buckets;
+use super::fan::Cells;
+use super::heap::{Heap, LARGE};
+use super::node::{Kind, Node, place};
 use crate::key::Key;
 
-/// Keys per chunk that a line aims at.
-const TARGET: usize = 32;
-/// A chunk with more keys becomes a child when it is built; the others have room to grow before they do.
-const CHUNK_FULL: usize = 144;
-/// Runs up to here become a model whatever they look like.
+/// How much of its buckets a run fills: when all is loaded at once …
+pub(super) const LOADED: f64 = 0.72;
+/// … and when a node has grown out of them and will go on growing.
+pub(super) const GROWING: f64 = 0.5;
+/// Buckets behind the last one that the line gives.
+const BEHIND: usize = 1;
+/// Where so many buckets full of pairs would flow on, they go to a child.
+const FLOOD: usize = 4;
+/// Up to here a run may flow as it likes.
 const RUN_MIN: usize = 128;
-/// Longer runs are cut, so that a rebuild stays a matter of milliseconds.
+/// Longer runs are cut, so that there is an end to what a rebuild takes.
 const RUN_MAX: usize = 1 << 24;
-/// Buckets above this size count as crowded …
-const CROWDED: usize = 8;
-/// … and one key in so many may be in a crowded bucket,
-const CROWDED_SHARE: usize = 12;
-/// … and one in so many must be in a chunk that does not hold too many.
-const CARRIED_SHARE: usize = 5;
+/// One key in so many may lie beyond the second bucket of a look-up,
+const FAR_SHARE: usize = 20;
+/// and one in so many may go to a child.
+const DEEPER_SHARE: usize = 50;
+/// Keys for a cell of a fan, and how many cells a fan has.
+const CELL: usize = 16;
+const CELLS_MIN: usize = 16;
+const CELLS_MAX: usize = 1 << 20;
 /// Up to here a sorted array needs no model.
 const FLAT: usize = 32;
-/// Blocks grow in steps of so many pairs.
-pub(super) const STEP: usize = 8;
-
-/// Room for a block of `n` pairs in a chunk.
-pub(super) fn room(n: usize) -> usize {
-    n.next_multiple_of(STEP).min(CHUNK_MAX)
-}
-
-/// Bytes that `n` pairs of `pair` bytes will take, about.
-pub(super) fn forecast(n: usize, pair: usize) -> usize {
-    let chunks = n / TARGET + 1;
-    n * pair + chunks * (STEP / 2 * pair + 128) + n / 16
-}
 
 /// Builds nodes over pairs whose coordinates ascend.
 pub(super) struct Builder<'a, C, K, V, F> {
@@ -49,14 +44,25 @@ pub(super) struct Builder<'a, C, K, V, F> {
     pub(super) coordinate: F,
     /// Whether keys ascend with coordinates; if not, every bucket is sorted by key.
     pub(super) ordered: bool,
+    /// How much of the buckets to fill.
+    pub(super) fill: f64,
     pub(super) marker: std::marker::PhantomData<C>,
+}
+
+/// Pairs that become one node.
+struct Run {
+    /// The first of its cells.
+    cell: usize,
+    begin: usize,
+    end: usize,
+    carried: bool,
 }
 
 struct Line<C> {
     base: C,
     scale: f64,
     limit: f64,
-    chunks: usize,
+    buckets: usize,
 }
 
 impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
@@ -65,35 +71,88 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// # Safety
     /// These pairs are initialised and will not be used again by their owner.
     pub(super) unsafe fn build(&mut self, begin: usize, end: usize) -> Node<C> {
-        if end - begin <= FLAT || self.one_coordinate(begin, end) {
+        if end - begin <= FLAT || !Buckets::<K, V>::POSSIBLE || self.one_coordinate(begin, end) {
             // SAFETY: the caller's promise.
             return unsafe { self.flat(begin, end) };
         }
-        let mut runs = Vec::new();
-        self.split(begin, end, &mut runs);
-        if runs.len() == 1 {
+        if self.is_carried(begin, end) {
             // SAFETY: the caller's promise.
-            return unsafe { self.run(begin, end) };
+            return unsafe { self.model(begin, end) };
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.fan(begin, end) }
+    }
+
+    /// # Safety
+    /// As for [`Builder::build`]; the pairs have more than one coordinate.
+    unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
+        let coordinate = self.coordinate;
+        let count = ((end - begin) / CELL).clamp(CELLS_MIN, CELLS_MAX);
+        let mut cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
+        if cells.count() < 2 {
+            // So near to each other that their distances have lost their digits.
+            // SAFETY: the caller's promise.
+            return unsafe { self.flat(begin, end) };
+        }
+        // Where the pairs of every cell begin.
+        let mut begins = Vec::with_capacity(cells.count() + 1);
+        let mut highest = 0;
+        for i in begin..end {
+            highest = cells.cell(coordinate(i)).max(highest);
+            begins.resize(begins.len().max(highest + 1), i);
+        }
+        let size = cells.count().next_power_of_two();
+        begins.resize(size + 1, end);
+        let mut runs = Vec::new();
+        self.split(&begins, 0, size, &mut runs);
+        if runs.len() == 1 {
+            // Only a key type that breaks its promise has all in one cell.
+            // SAFETY: the caller's promise.
+            return unsafe { self.flat(begin, end) };
+        }
+        // Runs begin at even cells where they are long: so cells may be as wide as the shortest.
+        let even = runs.iter().map(|run| run.cell.trailing_zeros()).min().map_or(0, |even| even.min(size.ilog2()));
+        cells.shift += even as u8;
+        if self.heap.reserved() == 0 {
+            self.heap.reserve(self.forecast(&runs));
         }
         let children = self.heap.array::<Node<C>>(runs.len());
-        for (i, &(begin, end)) in runs.iter().enumerate() {
-            // SAFETY: runs are disjoint and cover what the caller promised; `children` has their number.
-            unsafe { children.add(i).write(self.run(begin, end)) };
-        }
-        let begins = self.heap.array::<C>(runs.len());
+        let table = self.heap.array::<u32>(cells.count());
+        let mut cell = 0;
         for (i, run) in runs.iter().enumerate() {
-            // SAFETY: there is room for one a run.
-            unsafe { begins.add(i).write((self.coordinate)(run.0)) };
+            let last = runs.get(i + 1).map_or(cells.count(), |next| next.cell >> even);
+            // SAFETY: runs are disjoint and cover what the caller promised; children and table have their numbers.
+            unsafe {
+                let child = if run.carried { self.model(run.begin, run.end) } else { self.build(run.begin, run.end) };
+                children.add(i).write(child);
+                (cell..last).for_each(|cell| table.add(cell).write(i as u32));
+            }
+            cell = last;
         }
-        let separators = self.heap.array::<Separators<C>>(1);
-        // SAFETY: it was given out for this.
-        unsafe { separators.write(Separators { children, begins }) };
-        self.node(Kind::Dense, separators.cast(), runs.len(), end - begin)
+        Node {
+            base: MaybeUninit::new(cells.base),
+            scale: cells.scale,
+            limit: cells.limit,
+            shift: cells.shift,
+            side: table.cast(),
+            ..self.node(Kind::Fan, children.cast(), runs.len(), end - begin)
+        }
+    }
+
+    /// Bytes that runs will take inside the regions of the heap, about.
+    fn forecast(&self, runs: &[Run]) -> usize {
+        let per = Buckets::<K, V>::PER as f64;
+        let nodes = runs.len() * size_of::<Node<C>>();
+        let pairs = runs.iter().map(|run| {
+            let buckets = BEHIND + ((run.end - run.begin) as f64 / (self.fill * per)) as usize;
+            Some(Buckets::<K, V>::bytes(buckets)).filter(|&bytes| bytes < LARGE).unwrap_or(0)
+        });
+        nodes + pairs.sum::<usize>() * 17 / 16
     }
 
     fn node(&self, kind: Kind, data: *mut u8, room: usize, len: usize) -> Node<C> {
         let room = u32::try_from(room).expect("a node has fewer than 2^32 parts");
-        Node { base: MaybeUninit::uninit(), scale: 0.0, limit: 0.0, data, room, kind, len, built: len }
+        Node { data, room, kind, len, built: len, ..Node::empty() }
     }
 
     /// Sorts a bucket by key, if it is not.
@@ -108,91 +167,75 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         }
     }
 
+    /// Whether no line and no fan tells the first coordinate from the last.
     fn one_coordinate(&self, begin: usize, end: usize) -> bool {
-        begin == end || (self.coordinate)(begin) == (self.coordinate)(end - 1)
+        begin == end || (self.coordinate)(end - 1).offset_from((self.coordinate)(begin)) <= 0.0
     }
 
-    /// Cuts `begin..end` into runs that each become one node.
-    fn split(&self, begin: usize, end: usize, runs: &mut Vec<(usize, usize)>) {
-        let n = end - begin;
-        if n <= RUN_MIN || self.one_coordinate(begin, end) || (n <= RUN_MAX && self.is_carried(begin, end)) {
-            runs.push((begin, end));
+    /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run before them.
+    fn split(&self, begins: &[usize], from: usize, to: usize, runs: &mut Vec<Run>) {
+        let (begin, end) = (begins[from], begins[to]);
+        if begin == end {
             return;
         }
-        let middle = self.cut(begin, end);
-        self.split(begin, middle, runs);
-        self.split(middle, end, runs);
-    }
-
-    /// The position nearest the middle where the coordinate changes: separators cannot tell equal ones apart.
-    fn cut(&self, begin: usize, end: usize) -> usize {
-        let changes = |&at: &usize| (self.coordinate)(at - 1) != (self.coordinate)(at);
-        let middle = begin + (end - begin) / 2;
-        let after = (middle..end).find(changes);
-        after.or_else(|| (begin + 1..middle).rev().find(changes)).unwrap_or(middle)
+        let small = end - begin <= FLAT || self.one_coordinate(begin, end);
+        let carried = !small && self.is_carried(begin, end);
+        if small || carried || to - from == 1 {
+            runs.push(Run { cell: from, begin, end, carried });
+            return;
+        }
+        let middle = from + (to - from) / 2;
+        self.split(begins, from, middle, runs);
+        self.split(begins, middle, to, runs);
     }
 
     /// The line over a run, from its first to its last key.
     fn line(&self, begin: usize, end: usize) -> Line<C> {
-        let chunks = (end - begin).div_ceil(TARGET);
+        let buckets = ((end - begin) as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0);
         let base = (self.coordinate)(begin);
-        let slots = (chunks * SLOTS) as f64;
-        Line { base, scale: slots / (self.coordinate)(end - 1).offset_from(base), limit: slots - 1.0, chunks }
+        let scale = buckets / (self.coordinate)(end - 1).offset_from(base);
+        Line { base, scale, limit: buckets - 1.0, buckets: buckets as usize }
     }
 
-    /// Slots of a run on its line. Where a user's key type breaks its promise they still ascend.
-    fn slots(coordinate: F, line: &Line<C>, begin: usize, end: usize) -> impl Iterator<Item = usize> {
+    /// Places of a run on its line. Where a user's key type breaks its promise they still ascend.
+    fn places(coordinate: F, line: &Line<C>, begin: usize, end: usize) -> impl Iterator<Item = usize> {
         let &Line { base, scale, limit, .. } = line;
         let mut highest = 0;
         (begin..end).map(move |i| {
-            highest = slot_of(base, scale, limit, coordinate(i)).max(highest);
+            highest = place(base, scale, limit, coordinate(i)).max(highest);
             highest
         })
     }
 
-    /// Whether a line spreads most of the run over its chunks and slots.
+    /// Whether a line spreads most of the run over its buckets.
     fn is_carried(&self, begin: usize, end: usize) -> bool {
+        let n = end - begin;
+        if n > RUN_MAX {
+            return false;
+        }
         let line = self.line(begin, end);
-        let (most_crowded, most_deeper) =
-            ((end - begin) / CROWDED_SHARE, (end - begin) - (end - begin) / CARRIED_SHARE);
-        let (mut chunk, mut in_chunk, mut slot, mut in_slot) = (0, 0, 0, 0);
-        let (mut crowded, mut crowded_here, mut deeper) = (0, 0, 0);
-        for at in Self::slots(self.coordinate, &line, begin, end) {
-            if at / SLOTS != chunk {
-                chunk = at / SLOTS;
-                (in_chunk, crowded_here) = (0, 0);
+        let most_far = if n <= RUN_MIN { n } else { n / FAR_SHARE };
+        let most_deeper = n / DEEPER_SHARE;
+        let per = Buckets::<K, V>::PER;
+        // Pairs that flow into bucket `at`, and those of them and its own that came so far.
+        let (mut at, mut waiting) = (0, 0);
+        let (mut far, mut deeper) = (0, 0);
+        for place in Self::places(self.coordinate, &line, begin, end) {
+            if place != at {
+                if waiting > (FLOOD + 1) * per {
+                    (deeper, waiting) = (deeper + waiting, 0);
+                }
+                waiting = waiting.saturating_sub(per * (place - at));
+                at = place;
+                if far > most_far || deeper > most_deeper {
+                    return false;
+                }
             }
-            in_chunk += 1;
-            in_slot = if at == slot { in_slot + 1 } else { 1 };
-            slot = at;
-            if in_chunk > CHUNK_FULL {
-                // The key too many sends all of its chunk one node deeper, crowded or not.
-                deeper += if in_chunk == CHUNK_FULL + 1 { in_chunk } else { 1 };
-                crowded -= crowded_here;
-                crowded_here = 0;
-            } else if in_slot > CROWDED {
-                let more = if in_slot == CROWDED + 1 { in_slot } else { 1 };
-                crowded_here += more;
-                crowded += more;
-            }
-            // What is crowded here may yet go deeper with its chunk.
-            if deeper > most_deeper || crowded > most_crowded + CHUNK_FULL {
-                return false;
-            }
+            waiting += 1;
+            far += usize::from(waiting > 2 * per && waiting <= (FLOOD + 1) * per);
         }
-        crowded <= most_crowded
-    }
-
-    /// # Safety
-    /// As for [`Builder::build`].
-    unsafe fn run(&mut self, begin: usize, end: usize) -> Node<C> {
-        if self.one_coordinate(begin, end) {
-            // SAFETY: the caller's promise.
-            unsafe { self.flat(begin, end) }
-        } else {
-            // SAFETY: the caller's promise.
-            unsafe { self.model(begin, end) }
-        }
+        deeper += if waiting > (FLOOD + 1) * per { waiting } else { 0 };
+        far <= most_far && deeper <= most_deeper
     }
 
     /// # Safety
@@ -216,61 +259,44 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// As for [`Builder::build`].
     unsafe fn model(&mut self, begin: usize, end: usize) -> Node<C> {
         let line = self.line(begin, end);
-        let chunks = self.heap.array::<Chunk>(line.chunks);
-        let empty = || Chunk { data: ptr::null_mut(), cap: 0, child: false, ends: [0; SLOTS + 1] };
-        let (mut next, mut current, mut chunk) = (begin, 0, empty());
-        for (i, at) in (begin..end).zip(Self::slots(self.coordinate, &line, begin, end)) {
-            while at / SLOTS > current {
-                // SAFETY: the pairs up to `i` belong to this chunk; `current` is less than the number of chunks.
-                unsafe { chunks.add(current).write(self.finish(chunk, next, i)) };
-                (next, current, chunk) = (i, current + 1, empty());
+        let per = Buckets::<K, V>::PER;
+        let room = line.buckets + BEHIND;
+        let buckets = Buckets::<K, V>::new(self.heap, room);
+        let mut places = Self::places(self.coordinate, &line, begin, end);
+        let mut place = places.next();
+        // From `next` on pairs have no bucket yet; those before `come` belong to this one or one before.
+        let (mut next, mut come) = (begin, begin);
+        for i in 0..room {
+            while place.is_some_and(|place| place <= i) {
+                come += 1;
+                place = places.next();
             }
-            // Wraps where the chunk becomes a child, which does not use it.
-            let size = &mut chunk.ends[at % SLOTS + 1];
-            *size = size.wrapping_add(1);
+            let waiting = come - next;
+            // SAFETY: the caller's promise; the node has `room` buckets, and no bucket gets more than it holds.
+            unsafe {
+                if waiting > (FLOOD + 1) * per || i + 1 == room && waiting > per {
+                    let child = self.heap.array::<Node<C>>(1);
+                    child.write(self.build(next, come));
+                    buckets.set_child(i, child);
+                    next = come;
+                    continue;
+                }
+                let len = waiting.min(per);
+                ptr::copy_nonoverlapping(self.pairs.add(next), buckets.pairs(i), len);
+                self.sort(buckets.pairs(i), len);
+                buckets.begin(i, len, waiting > len);
+                next += len;
+                let last = if len > 0 { buckets.pairs(i).add(len - 1) } else { self.pairs.add(begin) };
+                buckets.fill(i, len, (*last).0);
+            }
         }
-        while current < line.chunks {
-            // SAFETY: as above, with what is left.
-            unsafe { chunks.add(current).write(self.finish(chunk, next, end)) };
-            (next, current, chunk) = (end, current + 1, empty());
-        }
+        let (data, side) = buckets.parts();
         Node {
             base: MaybeUninit::new(line.base),
             scale: line.scale,
             limit: line.limit,
-            ..self.node(Kind::Model, chunks.cast(), line.chunks, end - begin)
+            side,
+            ..self.node(Kind::Model, data, room, end - begin)
         }
-    }
-
-    /// A chunk of the pairs `begin..end`, whose `ends` hold the sizes of its buckets so far.
-    ///
-    /// # Safety
-    /// As for [`Builder::build`].
-    unsafe fn finish(&mut self, mut chunk: Chunk, begin: usize, end: usize) -> Chunk {
-        let n = end - begin;
-        if n > CHUNK_FULL {
-            let child = self.heap.array::<Node<C>>(1);
-            // SAFETY: the caller's promise; the child has room for one node.
-            unsafe { child.write(self.build(begin, end)) };
-            return Chunk { data: child.cast(), cap: 0, child: true, ends: [0; SLOTS + 1] };
-        }
-        if n > 0 {
-            let mut before = 0;
-            for size in &mut chunk.ends {
-                before += *size;
-                *size = before;
-            }
-            chunk.cap = room(n) as u8;
-            let block = self.heap.array::<(K, V)>(chunk.cap.into());
-            // SAFETY: the caller's promise; the block is new and has room for `n`.
-            unsafe {
-                ptr::copy_nonoverlapping(self.pairs.add(begin), block, n);
-                for ends in chunk.ends.windows(2) {
-                    self.sort(block.add(ends[0].into()), (ends[1] - ends[0]).into());
-                }
-            }
-            chunk.data = block.cast();
-        }
-        chunk
     }
 }

@@ -3,13 +3,18 @@
 use std::marker::PhantomData;
 use std::ops::Bound;
 
-use super::node::{Chunk, Kind, Node, Separators, search};
+use super::bucket::{Buckets, Seat};
+use super::node::{Kind, Node, search};
+use super::prefetch::prefetch;
 use super::tree::{Project, Tree};
 use crate::key::Key;
 
+/// How many buckets a walk asks for ahead of where it is.
+const AHEAD: usize = 8;
+
 /// The place of one pair.
 struct Cursor<K, V, C> {
-    /// Nodes above the leaf, each with the child or chunk that leads there.
+    /// Nodes above the pairs, each with the child or bucket that leads there.
     above: Vec<(*const Node<C>, usize)>,
     pairs: *mut (K, V),
     len: usize,
@@ -43,26 +48,27 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
         unsafe {
             loop {
                 match (*node).kind {
-                    Kind::Dense => {
-                        let separators = &*(*node).data.cast::<Separators<C>>();
-                        let i = separators.find(coordinate, (*node).room as usize);
+                    Kind::Fan => {
+                        let i = (*node).child_of(coordinate);
                         cursor.above.push((node, i));
-                        node = separators.children.add(i);
+                        node = (*node).data.cast::<Node<C>>().add(i);
                     }
                     Kind::Model => {
-                        let (i, slot) = (*node).place(coordinate);
-                        cursor.above.push((node, i));
-                        let chunk = &*(*node).data.cast::<Chunk>().add(i);
-                        if chunk.child {
-                            node = chunk.data.cast();
-                            continue;
+                        let buckets = Buckets::<K, V>::of(&*node);
+                        match buckets.seat((*node).place(coordinate), key, true) {
+                            Seat::Below(i) => {
+                                cursor.above.push((node, i));
+                                node = buckets.child(i);
+                            }
+                            Seat::Taken(i, at) | Seat::Free(i, at) => {
+                                cursor.above.push((node, i));
+                                (1..AHEAD).for_each(|ahead| prefetch(buckets.pairs(i + ahead)));
+                                cursor.pairs = buckets.pairs(i);
+                                cursor.len = buckets.state(i).len();
+                                cursor.at = at;
+                                break;
+                            }
                         }
-                        let begin = usize::from(chunk.ends[slot]);
-                        let n = usize::from(chunk.ends[slot + 1]) - begin;
-                        cursor.pairs = chunk.data.cast();
-                        cursor.len = chunk.len();
-                        cursor.at = begin + search(cursor.pairs.wrapping_add(begin), n, key).0;
-                        break;
                     }
                     Kind::Flat => {
                         cursor.pairs = (*node).data.cast();
@@ -83,32 +89,49 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
             if (*node).kind == Kind::Flat {
                 return self.land((*node).data.cast(), (*node).len, last);
             }
-            let parts = (*node).room as usize;
-            (0..parts).any(|i| self.enter_part(node, if last { parts - 1 - i } else { i }, last))
+            self.above.push((node, if last { (*node).room as usize } else { usize::MAX }));
+            self.advance(last)
         }
     }
 
-    unsafe fn enter_part(&mut self, node: *const Node<C>, i: usize, last: bool) -> bool {
+    /// Goes to the next (or last) pair of the innermost node; false, and out of it, if there is none.
+    #[inline]
+    unsafe fn advance(&mut self, back: bool) -> bool {
+        let top = self.above.len() - 1;
+        let (node, mut i) = self.above[top];
         // SAFETY: the caller's promise.
         unsafe {
-            self.above.push((node, i));
-            let entered = if (*node).kind == Kind::Dense {
-                self.enter((*(*node).data.cast::<Separators<C>>()).children.add(i), last)
-            } else {
-                let chunk = &*(*node).data.cast::<Chunk>().add(i);
-                if chunk.child {
-                    self.enter(chunk.data.cast(), last)
-                } else {
-                    self.land(chunk.data.cast(), chunk.len(), last)
+            loop {
+                // One before the first part is the largest number.
+                i = if back { i.wrapping_sub(1) } else { i.wrapping_add(1) };
+                if i >= (*node).room as usize {
+                    self.above.pop();
+                    return false;
                 }
-            };
-            if !entered {
-                self.above.pop();
+                let child = if (*node).kind == Kind::Fan {
+                    (*node).data.cast::<Node<C>>().add(i)
+                } else {
+                    let buckets = Buckets::<K, V>::of(&*node);
+                    let state = buckets.state(i);
+                    if !state.is_child() {
+                        prefetch(buckets.pairs(if back { i.wrapping_sub(AHEAD) } else { i + AHEAD }));
+                        if state.len() > 0 {
+                            self.above[top].1 = i;
+                            return self.land(buckets.pairs(i), state.len(), back);
+                        }
+                        continue;
+                    }
+                    buckets.child(i)
+                };
+                self.above[top].1 = i;
+                if self.enter(child, back) {
+                    return true;
+                }
             }
-            entered
         }
     }
 
+    #[inline]
     fn land(&mut self, pairs: *mut (K, V), len: usize, last: bool) -> bool {
         self.pairs = pairs;
         self.len = len;
@@ -117,22 +140,15 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
     }
 
     /// Goes to the next leaf, or the one before; false if there is none.
+    #[inline]
     unsafe fn turn(&mut self, back: bool) -> bool {
-        // SAFETY: the caller's promise.
-        unsafe {
-            while let Some((node, i)) = self.above.pop() {
-                let parts = (*node).room as usize;
-                let entered = if back {
-                    (0..i).rev().any(|i| self.enter_part(node, i, true))
-                } else {
-                    (i + 1..parts).any(|i| self.enter_part(node, i, false))
-                };
-                if entered {
-                    return true;
-                }
+        while !self.above.is_empty() {
+            // SAFETY: the caller's promise.
+            if unsafe { self.advance(back) } {
+                return true;
             }
-            false
         }
+        false
     }
 
     #[inline]

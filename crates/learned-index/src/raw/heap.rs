@@ -2,7 +2,7 @@
 //!
 //! Regions from a megabyte on are mapped and advised to use huge pages. Inside, blocks are managed by a two-level
 //! segregated fit, which joins free neighbours: a tree that grows block by block would otherwise leave as much behind
-//! as it holds. Under Miri every block is an allocation of its own, so that Miri sees each border.
+//! as it holds. A large block is a region of its own, and goes back to the system. Under Miri every block is an allocation of its own, so that Miri sees each border.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::ptr::NonNull;
@@ -12,17 +12,35 @@ pub(crate) use regions::Heap;
 #[cfg(miri)]
 pub(crate) use single::Heap;
 
-/// The layout of `n` items, on whole cache lines where they fill one.
+/// From here on a block is a region of its own.
+pub(crate) const LARGE: usize = 4 << 20;
+
+/// The layout of `n` items.
 fn layout<T>(n: usize) -> Layout {
     let layout = Layout::array::<T>(n.max(1)).unwrap_or_else(|_| panic!("{n} items are more than memory can hold"));
     Layout::from_size_align(layout.size().max(1), layout.align()).unwrap_or(layout)
 }
 
 impl Heap {
+    /// Memory of a layout that is not empty, uninitialised.
+    pub(crate) fn take(&mut self, layout: Layout) -> *mut u8 {
+        self.allocate(layout).unwrap_or_else(|| handle_alloc_error(layout)).as_ptr()
+    }
+
+    /// Takes back what [`Heap::take`] gave for the same layout.
+    ///
+    /// # Safety
+    /// `block` came from there, was not taken back before and is not used afterwards.
+    pub(crate) unsafe fn give_back(&mut self, block: *mut u8, layout: Layout) {
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: the caller's promise.
+            unsafe { self.free(block, layout) }
+        }
+    }
+
     /// Room for `n` items, uninitialised.
     pub(crate) fn array<T>(&mut self, n: usize) -> *mut T {
-        let layout = layout::<T>(n);
-        self.allocate(layout).unwrap_or_else(|| handle_alloc_error(layout)).as_ptr().cast()
+        self.take(layout::<T>(n)).cast()
     }
 
     /// Takes back what [`Heap::array`] gave for the same `n`.
@@ -30,10 +48,8 @@ impl Heap {
     /// # Safety
     /// `items` came from `self.array::<T>(n)`, was not taken back before and is not used afterwards.
     pub(crate) unsafe fn free_array<T>(&mut self, items: *mut T, n: usize) {
-        if let Some(items) = NonNull::new(items.cast()) {
-            // SAFETY: the caller's promise.
-            unsafe { self.free(items, layout::<T>(n)) }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.give_back(items.cast(), layout::<T>(n)) }
     }
 }
 
@@ -45,8 +61,12 @@ mod regions {
     use memmap2::MmapMut;
     use rlsf::Tlsf;
 
+    use super::LARGE;
+
     /// From here on a region is mapped.
     const MAPPED: usize = 1 << 20;
+    /// What a page holds at least, and where maps begin.
+    const PAGE: usize = 4096;
     /// What a huge page holds on common systems.
     const HUGE: usize = 2 << 20;
     /// Room for the borders of a block and of a region.
@@ -62,7 +82,18 @@ mod regions {
     pub(crate) struct Heap {
         blocks: Tlsf<'static, u32, u16, 28, 16>,
         regions: Vec<Region>,
+        large: Vec<MmapMut>,
         reserved: usize,
+    }
+
+    /// Fresh memory, on huge pages where the system has them.
+    fn map(bytes: usize) -> Option<MmapMut> {
+        let bytes = bytes.next_multiple_of(if bytes >= 4 * HUGE { HUGE } else { PAGE });
+        let map = MmapMut::map_anon(bytes).ok()?;
+        #[cfg(target_os = "linux")]
+        // Only a hint: without huge pages everything works, slower.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Some(map)
     }
 
     impl Heap {
@@ -78,9 +109,18 @@ mod regions {
         }
 
         pub(super) fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>> {
+            if layout.size() >= LARGE && layout.align() <= PAGE {
+                let mut map = map(layout.size())?;
+                let block = NonNull::from(&mut map[..]);
+                self.reserved += block.len();
+                self.large.push(map);
+                return Some(block.cast());
+            }
             self.blocks.allocate(layout).or_else(|| {
-                // An eighth more each time: the number of regions stays logarithmic, what is unused small.
-                self.grow((layout.size() + layout.align() + BORDER).max(self.reserved / 8))?;
+                // An eighth more each time: the number of regions stays logarithmic, what is unused small. Blocks are
+                // looked for in classes of sizes, a sixteenth apart.
+                let bytes = layout.size() + layout.size() / 8 + layout.align() + BORDER;
+                self.grow(bytes.max((self.reserved - self.reserved_large()) / 8))?;
                 self.blocks.allocate(layout)
             })
         }
@@ -88,18 +128,25 @@ mod regions {
         /// # Safety
         /// `block` was given out for `layout` and is not used any more.
         pub(super) unsafe fn free(&mut self, block: NonNull<u8>, layout: Layout) {
+            if layout.size() >= LARGE && layout.align() <= PAGE {
+                let its = |map: &MmapMut| map.as_ptr() == block.as_ptr();
+                if let Some(i) = self.large.iter().position(its) {
+                    self.reserved -= self.large.swap_remove(i).len();
+                }
+                return;
+            }
             // SAFETY: the caller's promise.
             unsafe { self.blocks.deallocate(block, layout.align()) }
+        }
+
+        fn reserved_large(&self) -> usize {
+            self.large.iter().map(|map| map.len()).sum()
         }
 
         fn grow(&mut self, bytes: usize) -> Option<()> {
             let bytes = bytes.checked_add(BORDER)?;
             let (memory, region) = if bytes >= MAPPED {
-                let bytes = if bytes >= 4 * HUGE { bytes.next_multiple_of(HUGE) } else { bytes.next_multiple_of(4096) };
-                let mut map = MmapMut::map_anon(bytes).ok()?;
-                #[cfg(target_os = "linux")]
-                // Only a hint: without huge pages everything works, slower.
-                let _ = map.advise(memmap2::Advice::HugePage);
+                let mut map = map(bytes)?;
                 (NonNull::from(&mut map[..]), Region::Mapped(map))
             } else {
                 let layout = Layout::from_size_align(bytes.next_power_of_two().max(1024), 64).ok()?;

@@ -1,11 +1,9 @@
 //! The three kinds of nodes.
 //!
-//! A **model node** places a key by a line. Its slots are grouped into chunks of [`SLOTS`]; the keys of a slot are its
-//! bucket, and the buckets of a chunk lie one after the other in one block, so that a chunk costs one cache line, a
-//! bucket one more, and no slot is ever empty memory. A chunk that holds too many keys becomes a child node.
+//! A **model node** places a key by a line: the line gives the bucket where the key belongs, see
+//! [`bucket`](super::bucket).
 //!
-//! A **dense node** is what stands above keys that no line carries: the first coordinates of its children, searched
-//! by halves.
+//! A **fan** is what stands above keys that no line carries: a table of children, see [`fan`](super::fan).
 //!
 //! A **flat node** is a small sorted array, or a large one of keys that all have one coordinate.
 
@@ -13,72 +11,33 @@ use std::hint;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::key::Key;
-
-/// Slots of a chunk.
-pub(super) const SLOTS: usize = 48;
-/// Most keys of a chunk: positions inside are bytes.
-pub(super) const CHUNK_MAX: usize = 255;
-
-/// A group of slots: one cache line.
-#[repr(C, align(64))]
-pub(super) struct Chunk {
-    /// A block of pairs, or a [`Node`] if `child`.
-    pub(super) data: *mut u8,
-    /// Pairs that the block has room for.
-    pub(super) cap: u8,
-    pub(super) child: bool,
-    /// `ends[s]..ends[s + 1]` is the bucket of slot `s`.
-    pub(super) ends: [u8; SLOTS + 1],
-}
-
-impl Chunk {
-    #[inline]
-    pub(super) fn len(&self) -> usize {
-        self.ends[SLOTS].into()
-    }
-
-    /// One key more in `slot`.
-    #[inline]
-    pub(super) fn grew(&mut self, slot: usize) {
-        for (i, end) in self.ends.iter_mut().enumerate() {
-            *end += u8::from(i > slot);
-        }
-    }
-
-    /// One key less in `slot`.
-    #[inline]
-    pub(super) fn shrank(&mut self, slot: usize) {
-        for (i, end) in self.ends.iter_mut().enumerate() {
-            *end -= u8::from(i > slot);
-        }
-    }
-}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// `data` is a block of `room` pairs, `len` of them initialised.
     Flat,
-    /// `data` is an array of `room` chunks.
+    /// `data` and `side` are [`Buckets`](super::bucket::Buckets), `room` of them.
     Model,
-    /// `data` is a [`Separators`] of `room` children.
-    Dense,
+    /// `data` is an array of `room` children, `side` the table of cells.
+    Fan,
 }
 
 /// A node of any kind.
 #[repr(C, align(64))]
 pub(super) struct Node<C> {
-    /// Where a model begins; the others have none.
+    /// Where a model or a fan begins; flat nodes have none.
     pub(super) base: MaybeUninit<C>,
-    /// Slots per unit of the coordinate.
+    /// Of a model: buckets per unit of the coordinate. Of a fan: see [`Cells`](super::fan::Cells).
     pub(super) scale: f64,
-    /// The last slot, as the line gives it.
+    /// The last bucket that the line gives; of a fan again what its cells say.
     pub(super) limit: f64,
     pub(super) data: *mut u8,
+    pub(super) side: *mut u8,
     pub(super) room: u32,
     pub(super) kind: Kind,
+    /// Of a fan: see [`Cells`](super::fan::Cells).
+    pub(super) shift: u8,
     /// Keys below this node.
     pub(super) len: usize,
     /// Keys below it when it was built.
@@ -88,54 +47,40 @@ pub(super) struct Node<C> {
 impl<C: Key> Node<C> {
     /// An empty node, which needs no memory.
     pub(super) const fn empty() -> Self {
-        let data = std::ptr::null_mut();
-        Self { base: MaybeUninit::uninit(), scale: 0.0, limit: 0.0, data, room: 0, kind: Kind::Flat, len: 0, built: 0 }
+        Self {
+            base: MaybeUninit::uninit(),
+            scale: 0.0,
+            limit: 0.0,
+            data: ptr::null_mut(),
+            side: ptr::null_mut(),
+            room: 0,
+            kind: Kind::Flat,
+            shift: 0,
+            len: 0,
+            built: 0,
+        }
     }
 
-    /// Chunk and slot of a coordinate.
+    /// The bucket where a coordinate belongs.
     ///
     /// # Safety
     /// This is a model node.
     #[inline(always)]
-    pub(super) unsafe fn place(&self, coordinate: C) -> (usize, usize) {
+    pub(super) unsafe fn place(&self, coordinate: C) -> usize {
         // SAFETY: models are built with a base.
         let base = unsafe { self.base.assume_init() };
-        let at = slot_of(base, self.scale, self.limit, coordinate);
-        (at / SLOTS, at % SLOTS)
+        place(base, self.scale, self.limit, coordinate)
     }
 }
 
-/// The slot of a coordinate on a line, between 0 and `limit`.
+/// The bucket of a coordinate on a line, between 0 and `limit`.
 #[inline(always)]
-pub(super) fn slot_of<C: Key>(base: C, scale: f64, limit: f64, coordinate: C) -> usize {
+pub(super) fn place<C: Key>(base: C, scale: f64, limit: f64, coordinate: C) -> usize {
     // NaN (infinity times zero) becomes 0: `max` returns its other operand. Clamped below 2^32, hence the detour over
     // i64, which processors convert to in one instruction.
     let at = (coordinate.offset_from(base) * scale).max(0.0).min(limit);
-    // SAFETY: `at` is a number between 0 and `limit` < 2^38, see `build`.
+    // SAFETY: `at` is a number between 0 and `limit` < 2^32, see `build`.
     unsafe { at.to_int_unchecked::<i64>() as usize }
-}
-
-/// Children of a dense node and the coordinates where they begin.
-pub(super) struct Separators<C> {
-    pub(super) children: *mut Node<C>,
-    /// Where every child begins.
-    pub(super) begins: *mut C,
-}
-
-impl<C: Key> Separators<C> {
-    /// The last of `n` children that begins at or before `coordinate`, else the first.
-    #[inline(always)]
-    pub(super) fn find(&self, coordinate: C, n: usize) -> usize {
-        let (mut at, mut size) = (0, n);
-        while size > 1 {
-            let half = size / 2;
-            // SAFETY: `at + half` is less than `at + size`, which is at most `n`.
-            let begin = unsafe { *self.begins.add(at + half) };
-            at = hint::select_unpredictable(begin <= coordinate, at + half, at);
-            size -= half;
-        }
-        at
-    }
 }
 
 /// Pairs before the first one that is not smaller than `key`, and whether that one is `key`.
@@ -188,40 +133,5 @@ pub(super) unsafe fn find<K: Ord, V>(pairs: *const (K, V), n: usize, key: &K) ->
             return ptr::null();
         };
         if (*pairs.add(at)).0 == *key { pairs.add(at) } else { ptr::null() }
-    }
-}
-
-/// What a tree looks like.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
-    /// Keys.
-    pub len: usize,
-    /// Nodes that place keys by a line.
-    pub model_nodes: usize,
-    /// Nodes of separators, above keys that no line carries.
-    pub dense_nodes: usize,
-    /// Small sorted arrays, and large ones of keys with one coordinate.
-    pub flat_nodes: usize,
-    /// Groups of slots.
-    pub chunks: usize,
-    /// Slots with at least one key.
-    pub buckets: usize,
-    /// The largest number of keys in one slot.
-    pub largest_bucket: usize,
-    /// `depths[d]`: keys whose look-up passes `d + 1` nodes.
-    pub depths: Vec<usize>,
-    /// Bytes of nodes, chunks and separators.
-    pub model_bytes: usize,
-    /// Bytes of blocks of pairs, their free room included.
-    pub data_bytes: usize,
-    /// Bytes of all memory that the tree holds.
-    pub total_bytes: usize,
-}
-
-impl Shape {
-    /// Nodes that a look-up of a present key passes, on average.
-    pub fn mean_depth(&self) -> f64 {
-        let sum: usize = self.depths.iter().enumerate().map(|(d, keys)| (d + 1) * keys).sum();
-        sum as f64 / self.len.max(1) as f64
     }
 }

@@ -4,10 +4,11 @@ use std::marker::PhantomData;
 use std::mem;
 use std::ptr;
 
-use super::build::{Builder, STEP, forecast, room};
+use super::bucket::{Buckets, Seat};
+use super::build::{Builder, GROWING, LOADED};
 use super::heap::Heap;
-use super::node::{CHUNK_MAX, Chunk, Kind, Node, SLOTS, Separators, Shape, find, search};
-use super::prefetch::prefetch;
+use super::node::{Kind, Node, find, search};
+use super::prefetch::{prefetch, prefetch_ahead};
 use super::simd;
 use crate::key::Key;
 
@@ -37,9 +38,13 @@ impl<K: Key> Project<K> for Direct {
 }
 
 /// Look-ups that are under way at the same time in a batch.
-pub(crate) const GROUP: usize = 32;
-/// A subtree is rebuilt when it holds this many times (in halves) what it held when it was built.
+pub(crate) const GROUP: usize = 64;
+/// A fan is rebuilt when it holds this many times (in halves) what it held when it was built,
 const GROWN_HALVES: usize = 5;
+/// a model node when it holds so many tenths of what fits into its buckets.
+const FULL_TENTHS: usize = 8;
+/// Buckets that a pair may flow past when it is inserted.
+const REACH: usize = 8;
 /// Smaller subtrees are not worth a rebuild.
 const REBUILD_MIN: usize = 64;
 /// A flat node with more keys is rebuilt, which gives it a line if there is one.
@@ -58,48 +63,12 @@ unsafe impl<K: Send, V: Send, P: Project<K> + Send> Send for Tree<K, V, P> where
 // SAFETY: as above.
 unsafe impl<K: Sync, V: Sync, P: Project<K> + Sync> Sync for Tree<K, V, P> where P::C: Sync {}
 
-/// A bucket: some consecutive pairs.
-type Bucket<K, V> = (*mut (K, V), usize);
-
 /// Where the way to a coordinate ends.
-enum Leaf<'a, K, V> {
-    /// A chunk and the slot in it.
-    Chunk(&'a Chunk, usize),
-    /// The pairs of a flat node.
-    Flat(*mut (K, V), usize),
-}
-
-impl<K, V> Leaf<'_, K, V> {
-    /// The bucket of the coordinate.
-    ///
-    /// # Safety
-    /// The chunk is one of a tree of this type, and no child.
-    #[inline(always)]
-    unsafe fn bucket(&self) -> Bucket<K, V> {
-        match *self {
-            Leaf::Flat(pairs, len) => (pairs, len),
-            Leaf::Chunk(chunk, slot) => {
-                // SAFETY: slots are below `SLOTS`, see `Node::place`; `ends` lie within the block.
-                unsafe {
-                    let begin = usize::from(*chunk.ends.get_unchecked(slot));
-                    let end = usize::from(*chunk.ends.get_unchecked(slot + 1));
-                    (chunk.data.cast::<(K, V)>().wrapping_add(begin), end - begin)
-                }
-            }
-        }
-    }
-
-    /// What an insert moves: from the bucket to the end of the block, and one place more.
-    #[inline(always)]
-    fn moved_by_insert(&self) -> (*mut (K, V), *mut (K, V)) {
-        match *self {
-            Leaf::Flat(pairs, len) => (pairs, pairs.wrapping_add(len + 1)),
-            Leaf::Chunk(chunk, slot) => {
-                let pairs = chunk.data.cast::<(K, V)>();
-                (pairs.wrapping_add(chunk.ends[slot].into()), pairs.wrapping_add(chunk.len() + 1))
-            }
-        }
-    }
+#[derive(Clone, Copy)]
+struct Leaf<C> {
+    node: *const Node<C>,
+    /// The bucket where the coordinate belongs, no child, if the node is a model.
+    bucket: usize,
 }
 
 impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
@@ -111,8 +80,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// A tree of pairs in ascending order of their keys, without duplicates.
     pub(crate) fn from_sorted(pairs: Vec<(K, V)>, project: P) -> Self {
         let mut tree = Self::new(project);
-        tree.heap.reserve(forecast(pairs.len(), size_of::<(K, V)>()));
-        tree.root = Self::build(&mut tree.heap, &tree.project, pairs);
+        tree.root = Self::build(&mut tree.heap, &tree.project, pairs, LOADED);
         tree
     }
 
@@ -126,7 +94,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     }
 
     /// Builds a node over pairs that ascend by key.
-    fn build(heap: &mut Heap, project: &P, mut pairs: Vec<(K, V)>) -> Node<P::C> {
+    fn build(heap: &mut Heap, project: &P, mut pairs: Vec<(K, V)>, fill: f64) -> Node<P::C> {
         let n = pairs.len();
         let marker = PhantomData;
         if P::ORDERED {
@@ -139,7 +107,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
             // SAFETY: from here on the nodes own the pairs. A panic in a user's key type leaks them.
             unsafe {
                 pairs.set_len(0);
-                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, marker }.build(0, n)
             }
         } else {
             let mut placed: Vec<(P::C, (K, V))> =
@@ -152,67 +120,95 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 pairs.set_len(0);
                 let coordinates = &coordinates;
                 let coordinate = |i: usize| coordinates[i];
-                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, marker }.build(0, n)
             }
         }
     }
 
-    /// The bucket that holds a coordinate.
+    /// The pair of `key`, or null.
     #[inline(always)]
-    fn bucket(&self, coordinate: P::C) -> Bucket<K, V> {
+    fn seek(&self, coordinate: P::C, key: &K) -> *mut (K, V) {
         let mut node: *const Node<P::C> = &raw const self.root;
         // SAFETY: invariants 1 to 3 of the module.
         unsafe {
             loop {
                 match (*node).kind {
-                    Kind::Dense => {
-                        let separators = &*(*node).data.cast::<Separators<P::C>>();
-                        node = separators.children.add(separators.find(coordinate, (*node).room as usize));
-                    }
+                    Kind::Fan => node = Self::child(node, coordinate),
                     Kind::Model => {
-                        let (chunk, slot) = (*node).place(coordinate);
-                        let chunk = &*(*node).data.cast::<Chunk>().add(chunk);
-                        if !chunk.child {
-                            return Self::bucket_in(chunk, slot);
+                        let (buckets, bucket) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                        prefetch(buckets.pairs(bucket + 1));
+                        if !buckets.state(bucket).is_child() {
+                            return Self::find(Leaf { node, bucket }, coordinate, key);
                         }
-                        node = chunk.data.cast();
+                        node = buckets.child(bucket);
                     }
-                    Kind::Flat => return ((*node).data.cast(), (*node).len),
+                    Kind::Flat => return Self::find_far(node, coordinate, key),
                 }
             }
         }
     }
 
+    /// The pair of `key`, whose way ends at `leaf`; or null.
+    ///
     /// # Safety
-    /// `slot` is below [`SLOTS`] and `chunk` is no child.
+    /// It is a leaf of this tree, the one where `coordinate` leads.
     #[inline(always)]
-    unsafe fn bucket_in(chunk: &Chunk, slot: usize) -> Bucket<K, V> {
-        // SAFETY: the caller's promise.
-        unsafe { Leaf::Chunk(chunk, slot).bucket() }
+    unsafe fn find(leaf: Leaf<P::C>, coordinate: P::C, key: &K) -> *mut (K, V) {
+        // SAFETY: the caller's promise, invariants 1 to 3.
+        unsafe {
+            let Leaf { node, bucket } = leaf;
+            if (*node).kind == Kind::Flat {
+                return Self::find_far(node, coordinate, key);
+            }
+            let buckets = Buckets::<K, V>::of(&*node);
+            let found = buckets.find(bucket, buckets.state(bucket), key);
+            found.unwrap_or_else(|| Self::find_far(node, coordinate, key))
+        }
+    }
+
+    /// The pair of `key` below a node, or null: for the few keys that have flowed far or lie in flat nodes. Apart, so that
+    /// the usual way is short enough to stand where it is called.
+    ///
+    /// # Safety
+    /// It is a node of this tree.
+    #[inline(never)]
+    unsafe fn find_far(mut node: *const Node<P::C>, coordinate: P::C, key: &K) -> *mut (K, V) {
+        // SAFETY: the caller's promise, invariants 1 to 3.
+        unsafe {
+            loop {
+                match (*node).kind {
+                    Kind::Fan => node = Self::child(node, coordinate),
+                    Kind::Model => {
+                        let buckets = Buckets::<K, V>::of(&*node);
+                        match buckets.seat((*node).place(coordinate), key, P::ORDERED) {
+                            Seat::Below(bucket) => node = buckets.child(bucket),
+                            Seat::Taken(bucket, at) => return buckets.pairs(bucket).add(at),
+                            Seat::Free(..) => return ptr::null_mut(),
+                        }
+                    }
+                    Kind::Flat => return find((*node).data.cast(), (*node).len, key).cast_mut(),
+                }
+            }
+        }
     }
 
     /// The pair of `key`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get(&self, key: &K) -> Option<&(K, V)> {
         self.get_at(self.project.project(key), key)
     }
 
     /// The pair of `key`, whose coordinate the caller knows.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn get_at(&self, coordinate: P::C, key: &K) -> Option<&(K, V)> {
-        let (pairs, n) = self.bucket(coordinate);
         // SAFETY: invariants 2 and 4.
-        unsafe { find(pairs, n, key).as_ref() }
+        unsafe { self.seek(coordinate, key).as_ref() }
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let (pairs, n) = self.bucket(self.project.project(key));
         // SAFETY: invariant 2; the tree is borrowed mutably.
-        unsafe {
-            let (at, found) = search(pairs, n, key);
-            found.then(|| &mut (*pairs.add(at)).1)
-        }
+        unsafe { self.seek(self.project.project(key), key).as_mut().map(|pair| &mut pair.1) }
     }
 
     /// Calls `found` with the pair of every key, in order. The memory accesses of [`GROUP`] keys overlap.
@@ -236,77 +232,91 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         coordinates: &impl Fn(usize) -> P::C,
         found: &mut impl FnMut(Option<&'a (K, V)>),
     ) {
-        for (group, keys) in keys.chunks(GROUP).enumerate() {
-            let mut buckets: [Bucket<K, V>; GROUP] = [(ptr::null_mut(), 0); GROUP];
-            self.leaves(
-                keys.len(),
-                |i| coordinates(group * GROUP + i),
-                |i, leaf| {
-                    // SAFETY: `leaves` gives leaves of this tree.
-                    buckets[i] = unsafe { leaf.bucket() };
-                    prefetch(buckets[i].0);
-                    prefetch(buckets[i].0.wrapping_add(buckets[i].1));
-                },
-            );
-            for (key, &(pairs, n)) in keys.iter().zip(&buckets) {
-                // SAFETY: invariants 2 and 4.
-                found(unsafe { find(pairs, n, key).as_ref() });
+        // The memory of a group is on its way while the group before is looked at.
+        let mut before = [Leaf { node: &raw const self.root, bucket: 0 }; GROUP];
+        let mut next = before;
+        for begin in (0..keys.len() + GROUP).step_by(GROUP) {
+            self.leaves(keys.len().saturating_sub(begin), |i| coordinates(begin + i), &mut next);
+            if let Some(begin) = begin.checked_sub(GROUP) {
+                for (i, leaf) in before.iter().enumerate().take(keys.len() - begin) {
+                    let at = begin + i;
+                    // SAFETY: `leaves` gives leaves of this tree; invariants 2 and 4.
+                    found(unsafe { Self::find(*leaf, coordinates(at), &keys[at]).as_ref() });
+                }
             }
+            mem::swap(&mut before, &mut next);
         }
     }
 
     /// Finds the leaves of `n` coordinates, up to [`GROUP`], all at the same time: every step of the way asks for the
     /// memory of the next step, and takes it when all others have asked for theirs.
     #[inline(always)]
-    fn leaves(&self, n: usize, coordinates: impl Fn(usize) -> P::C, mut found: impl FnMut(usize, Leaf<K, V>)) {
-        let n = n.min(GROUP);
-        let root: *const Node<P::C> = &raw const self.root;
-        let mut nodes = [root; GROUP];
-        let mut chunks = [(ptr::null::<Chunk>(), 0usize); GROUP];
-        let mut waiting: [u8; GROUP] = std::array::from_fn(|i| i as u8);
-        let mut left = n;
+    fn leaves(&self, n: usize, coordinate: impl Fn(usize) -> P::C, leaves: &mut [Leaf<P::C>; GROUP]) {
+        let leaves = &mut leaves[..n.min(GROUP)];
+        leaves.iter_mut().for_each(|leaf| leaf.node = &raw const self.root);
         // SAFETY: invariants 1 to 3.
         unsafe {
+            // Those that are at fans.
+            let mut above: [u8; GROUP] = std::array::from_fn(|i| i as u8);
+            let mut left = leaves.len();
             while left > 0 {
-                // Nodes: to a child of a dense node, to a chunk of a model, or to the end.
                 let mut kept = 0;
                 for at in 0..left {
-                    let i = usize::from(waiting[at]);
-                    let node = nodes[i];
-                    match (*node).kind {
-                        Kind::Flat => {
-                            found(i, Leaf::Flat((*node).data.cast(), (*node).len));
-                            continue;
-                        }
-                        Kind::Dense => {
-                            let separators = &*(*node).data.cast::<Separators<P::C>>();
-                            nodes[i] = separators.children.add(separators.find(coordinates(i), (*node).room as usize));
-                            chunks[i].0 = ptr::null();
-                            prefetch(nodes[i]);
-                        }
-                        Kind::Model => {
-                            let (chunk, slot) = (*node).place(coordinates(i));
-                            chunks[i] = ((*node).data.cast::<Chunk>().add(chunk), slot);
-                            prefetch(chunks[i].0);
-                        }
+                    let i = above[at];
+                    let leaf = &mut leaves[usize::from(i)];
+                    if (*leaf.node).kind == Kind::Fan {
+                        leaf.node = Self::child(leaf.node, coordinate(i.into()));
+                        prefetch_ahead(leaf.node);
+                        above[kept] = i;
+                        kept += 1;
                     }
-                    waiting[kept] = i as u8;
-                    kept += 1;
                 }
-                // Chunks: to the end, or to a child.
-                left = 0;
-                for at in 0..kept {
-                    let i = usize::from(waiting[at]);
-                    if let Some(chunk) = chunks[i].0.as_ref() {
-                        if !chunk.child {
-                            found(i, Leaf::Chunk(chunk, chunks[i].1));
-                            continue;
-                        }
-                        nodes[i] = chunk.data.cast();
-                        prefetch(nodes[i]);
+                left = kept;
+            }
+            for (i, leaf) in leaves.iter_mut().enumerate() {
+                let node = &*leaf.node;
+                if node.kind == Kind::Model {
+                    let buckets = Buckets::<K, V>::of(node);
+                    leaf.bucket = node.place(coordinate(i));
+                    prefetch_ahead(buckets.state_address(leaf.bucket));
+                    prefetch_ahead(buckets.pairs(leaf.bucket));
+                } else {
+                    prefetch_ahead(node.data.wrapping_add(node.len / 2 * size_of::<(K, V)>()));
+                }
+            }
+            for (i, leaf) in leaves.iter_mut().enumerate() {
+                let node = &*leaf.node;
+                if node.kind == Kind::Model {
+                    let buckets = Buckets::<K, V>::of(node);
+                    let state = buckets.state(leaf.bucket);
+                    if state.is_child() {
+                        *leaf = Self::leaf(buckets.child(leaf.bucket), coordinate(i));
+                    } else {
+                        prefetch_ahead(buckets.pairs(leaf.bucket + state.next()));
                     }
-                    waiting[left] = i as u8;
-                    left += 1;
+                }
+            }
+        }
+    }
+
+    /// The leaf of a coordinate below a node.
+    ///
+    /// # Safety
+    /// It is a node of this tree.
+    unsafe fn leaf(mut node: *const Node<P::C>, coordinate: P::C) -> Leaf<P::C> {
+        // SAFETY: the caller's promise, invariants 1 to 3.
+        unsafe {
+            loop {
+                match (*node).kind {
+                    Kind::Fan => node = Self::child(node, coordinate),
+                    Kind::Flat => return Leaf { node, bucket: 0 },
+                    Kind::Model => {
+                        let (buckets, bucket) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                        if !buckets.state(bucket).is_child() {
+                            return Leaf { node, bucket };
+                        }
+                        node = buckets.child(bucket);
+                    }
                 }
             }
         }
@@ -314,15 +324,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
 
     /// Asks for the memory that inserts at these `n` coordinates will touch, up to [`GROUP`].
     pub(crate) fn warm(&self, n: usize, coordinates: impl Fn(usize) -> P::C) {
-        simd::run(
-            #[inline(always)]
-            || {
-                self.leaves(n, coordinates, |_, leaf| {
-                    let (begin, end) = leaf.moved_by_insert();
-                    (begin as usize..end as usize).step_by(64).for_each(|line| prefetch(line as *const u8));
-                });
-            },
-        );
+        self.leaves(n, coordinates, &mut [Leaf { node: &raw const self.root, bucket: 0 }; GROUP]);
     }
 
     /// Gives `key` a value; returns the one it had.
@@ -331,135 +333,157 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     }
 
     /// As [`Tree::insert`], with a coordinate that the caller knows.
-    pub(crate) fn insert_at(&mut self, coordinate: P::C, key: K, mut value: V) -> Option<V> {
+    pub(crate) fn insert_at(&mut self, coordinate: P::C, key: K, value: V) -> Option<V> {
+        // Taken apart: a reference to the whole tree would claim the root.
+        let Self { root, heap, project, .. } = self;
+        // SAFETY: the root is a node of this tree.
+        unsafe { Self::insert_below(heap, project, &raw mut *root, coordinate, key, value) }
+    }
+
+    /// Gives `key` a value below a node, and makes room for it if there is none.
+    ///
+    /// # Safety
+    /// `node` is a node of the tree of `heap`.
+    unsafe fn insert_below(
+        heap: &mut Heap,
+        project: &P,
+        node: *mut Node<P::C>,
+        coordinate: P::C,
+        key: K,
+        mut value: V,
+    ) -> Option<V> {
         loop {
-            let tried = simd::run(
-                #[inline(always)]
-                || self.try_insert(coordinate, key, value),
-            );
-            match tried {
+            // SAFETY (both): the caller's promise.
+            match unsafe { Self::try_insert(heap, project, node, coordinate, key, value) } {
                 Ok(old) => return old,
                 Err(back) => value = back,
             }
-            self.make_room(coordinate);
+            unsafe { Self::make_room(heap, project, node, coordinate, &key) };
         }
     }
 
     /// Gives the value back where the place of `key` is full.
-    #[inline(always)]
-    fn try_insert(&mut self, coordinate: P::C, key: K, value: V) -> Result<Option<V>, V> {
-        let mut node = &raw mut self.root;
-        // SAFETY: invariants 1 to 3. Positions found by `search` are within the bucket, so `at` is at most the length
-        // of the block, and a pair is only added where there is room for it.
-        let outcome = unsafe {
-            loop {
-                match (*node).kind {
-                    Kind::Dense => {
-                        (*node).len += 1;
-                        node = Self::child(node, coordinate);
-                    }
-                    Kind::Model => {
-                        (*node).len += 1;
-                        let (chunk, slot) = (*node).place(coordinate);
-                        let chunk = &mut *(*node).data.cast::<Chunk>().add(chunk);
-                        if chunk.child {
-                            node = chunk.data.cast();
-                            continue;
-                        }
-                        let (pairs, n) = Self::bucket_in(chunk, slot);
-                        let (at, found) = search(pairs, n, &key);
-                        if found {
-                            break Ok(Some(mem::replace(&mut (*pairs.add(at)).1, value)));
-                        }
-                        let len = chunk.len();
-                        if len == CHUNK_MAX {
-                            break Err(value);
-                        }
-                        let at = usize::from(chunk.ends[slot]) + at;
-                        if len == usize::from(chunk.cap) {
-                            let cap = room(len + (len / 4).max(STEP / 2));
-                            chunk.data =
-                                Self::widen(&mut self.heap, chunk.data.cast(), len, chunk.cap.into(), cap).cast();
-                            chunk.cap = cap as u8;
-                        }
-                        Self::open(chunk.data.cast(), len, at, (key, value));
-                        chunk.grew(slot);
-                        return Ok(None);
-                    }
-                    Kind::Flat => {
-                        let (pairs, len) = ((*node).data.cast::<(K, V)>(), (*node).len);
-                        let (at, found) = search(pairs, len, &key);
-                        if found {
-                            break Ok(Some(mem::replace(&mut (*pairs.add(at)).1, value)));
-                        }
-                        let cap = (*node).room as usize;
-                        if len == cap {
-                            if len >= FLAT_MAX {
-                                break Err(value);
-                            }
-                            let larger = (2 * cap).max(4);
-                            (*node).data = Self::widen(&mut self.heap, pairs, len, cap, larger).cast();
-                            (*node).room = larger as u32;
-                        }
-                        Self::open((*node).data.cast(), len, at, (key, value));
-                        (*node).len += 1;
-                        return Ok(None);
-                    }
-                }
-            }
-        };
-        // No key came: the nodes above counted too early.
-        self.discount(coordinate);
-        outcome
-    }
-
-    /// Takes one from the count of every node above the leaf of `coordinate`.
-    fn discount(&mut self, coordinate: P::C) {
-        let mut node = &raw mut self.root;
-        // SAFETY: invariants 1 and 3.
-        unsafe {
-            loop {
-                match (*node).kind {
-                    Kind::Dense => {
-                        (*node).len -= 1;
-                        node = Self::child(node, coordinate);
-                    }
-                    Kind::Model => {
-                        (*node).len -= 1;
-                        let chunk = (*node).data.cast::<Chunk>().add((*node).place(coordinate).0);
-                        if !(*chunk).child {
-                            return;
-                        }
-                        node = (*chunk).data.cast();
-                    }
-                    Kind::Flat => return,
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// `node` is a dense node of this tree.
-    #[inline(always)]
-    unsafe fn child(node: *mut Node<P::C>, coordinate: P::C) -> *mut Node<P::C> {
-        // SAFETY: the caller's promise, invariant 3.
-        unsafe {
-            let separators = &*(*node).data.cast::<Separators<P::C>>();
-            separators.children.add(separators.find(coordinate, (*node).room as usize))
-        }
-    }
-
-    /// Puts a pair before position `at` of `len` pairs.
     ///
     /// # Safety
-    /// The block has room for one more, `at` is at most `len`.
-    #[inline]
-    unsafe fn open(pairs: *mut (K, V), len: usize, at: usize, pair: (K, V)) {
+    /// As for [`Tree::insert_below`].
+    unsafe fn try_insert(
+        heap: &mut Heap,
+        project: &P,
+        node: *mut Node<P::C>,
+        coordinate: P::C,
+        key: K,
+        value: V,
+    ) -> Result<Option<V>, V> {
+        // SAFETY: invariants 1 to 3. Positions found by `search` and `seat` are within the pairs they searched, and a
+        // pair is only added where there is room for it.
+        unsafe {
+            let outcome = match (*node).kind {
+                Kind::Fan => {
+                    let child = Self::child(node, coordinate).cast_mut();
+                    Self::try_insert(heap, project, child, coordinate, key, value)
+                }
+                Kind::Model => {
+                    let (buckets, place) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                    match buckets.seat(place, &key, P::ORDERED) {
+                        Seat::Below(bucket) => {
+                            Self::try_insert(heap, project, buckets.child(bucket), coordinate, key, value)
+                        }
+                        Seat::Taken(bucket, at) => {
+                            Ok(Some(mem::replace(&mut (*buckets.pairs(bucket).add(at)).1, value)))
+                        }
+                        Seat::Free(bucket, at) => {
+                            let end = (*node).room as usize;
+                            match buckets.room(bucket, end.min(place + REACH)) {
+                                None => Err(value),
+                                Some(gap) => {
+                                    let pair = (key, value);
+                                    Self::let_in(heap, project, buckets, (bucket, at), gap, coordinate, pair);
+                                    Ok(None)
+                                }
+                            }
+                        }
+                    }
+                }
+                Kind::Flat => Self::try_insert_flat(heap, node, key, value),
+            };
+            (*node).len += usize::from(matches!(outcome, Ok(None)));
+            outcome
+        }
+    }
+
+    /// Puts a pair at a position of a bucket; what has no room there flows on towards `gap`, which has room or is a child.
+    ///
+    /// # Safety
+    /// These are buckets of the tree of `heap`; those from the first up to `gap` are full.
+    #[inline(always)]
+    unsafe fn let_in(
+        heap: &mut Heap,
+        project: &P,
+        buckets: Buckets<K, V>,
+        (bucket, at): (usize, usize),
+        gap: usize,
+        coordinate: P::C,
+        pair: (K, V),
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
-            ptr::copy(pairs.add(at), pairs.add(at + 1), len - at);
-            pairs.add(at).write(pair);
+            let below = buckets.state(gap).is_child();
+            if P::ORDERED && !below {
+                return buckets.push(bucket, at, gap, pair);
+            }
+            if !P::ORDERED && !below {
+                // Any pair may flow: the new one does.
+                let at = search(buckets.pairs(gap), buckets.state(gap).len(), &pair.0).0;
+                buckets.push(gap, at, gap, pair);
+                return (bucket..gap).for_each(|i| buckets.flow(i));
+            }
+            let child = buckets.child(gap);
+            let last = gap - 1;
+            if !P::ORDERED || bucket == last && at == Buckets::<K, V>::PER {
+                Self::insert_below(heap, project, child, coordinate, pair.0, pair.1);
+            } else {
+                let (key, value) = buckets.take(last, Buckets::<K, V>::PER - 1);
+                buckets.push(bucket, at, last, pair);
+                Self::insert_below(heap, project, child, project.project(&key), key, value);
+            }
+            (bucket..gap).for_each(|i| buckets.flow(i));
         }
+    }
+
+    /// Into a flat node, which may grow up to a size.
+    ///
+    /// # Safety
+    /// `node` is a flat node of the tree of `heap`.
+    unsafe fn try_insert_flat(heap: &mut Heap, node: *mut Node<P::C>, key: K, value: V) -> Result<Option<V>, V> {
+        // SAFETY: the caller's promise, invariant 2.
+        unsafe {
+            let (pairs, len) = ((*node).data.cast::<(K, V)>(), (*node).len);
+            let (at, found) = search(pairs, len, &key);
+            if found {
+                return Ok(Some(mem::replace(&mut (*pairs.add(at)).1, value)));
+            }
+            let cap = (*node).room as usize;
+            if len == cap {
+                if len >= FLAT_MAX {
+                    return Err(value);
+                }
+                let larger = (2 * cap).max(4);
+                (*node).data = Self::widen(heap, pairs, len, cap, larger).cast();
+                (*node).room = larger as u32;
+            }
+            let here = (*node).data.cast::<(K, V)>().add(at);
+            ptr::copy(here, here.add(1), len - at);
+            here.write((key, value));
+            Ok(None)
+        }
+    }
+
+    /// # Safety
+    /// `node` is a fan of this tree.
+    #[inline(always)]
+    unsafe fn child(node: *const Node<P::C>, coordinate: P::C) -> *const Node<P::C> {
+        // SAFETY: the caller's promise, invariant 3.
+        unsafe { (*node).data.cast::<Node<P::C>>().add((*node).child_of(coordinate)) }
     }
 
     /// Moves `len` pairs from a block of `cap` into one of `larger`.
@@ -478,38 +502,74 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         block
     }
 
-    /// Rebuilds what is full at `coordinate`: the topmost subtree that has outgrown its lines, else the full leaf.
+    /// Makes room for `key` below a node: rebuilds the topmost subtree that has outgrown its buckets or lines, else the
+    /// full flat node, else makes the full bucket a child.
+    ///
+    /// # Safety
+    /// As for [`Tree::insert_below`].
     #[cold]
-    fn make_room(&mut self, coordinate: P::C) {
-        // Taken apart: a reference to the whole tree would claim the root, which `node` may point to.
-        let Self { root, heap, project, .. } = self;
-        let mut node = &raw mut *root;
-        // SAFETY: invariants 1 to 3.
+    unsafe fn make_room(heap: &mut Heap, project: &P, mut node: *mut Node<P::C>, coordinate: P::C, key: &K) {
+        // SAFETY: the caller's promise, invariants 1 to 3.
         unsafe {
             loop {
-                let outgrown = (*node).len >= REBUILD_MIN && 2 * (*node).len >= GROWN_HALVES * (*node).built;
-                if outgrown || (*node).kind == Kind::Flat {
+                let Node { len, built, room, kind, .. } = *node;
+                let outgrown = match kind {
+                    Kind::Flat => true,
+                    Kind::Fan => 2 * len >= GROWN_HALVES * built,
+                    Kind::Model => 10 * len >= FULL_TENTHS * room as usize * Buckets::<K, V>::PER,
+                };
+                if outgrown && (len >= REBUILD_MIN || kind == Kind::Flat) {
                     return Self::rebuild(heap, project, node);
                 }
-                if (*node).kind == Kind::Dense {
-                    node = Self::child(node, coordinate);
+                if kind == Kind::Fan {
+                    node = Self::child(node, coordinate).cast_mut();
                     continue;
                 }
-                let chunk = (*node).data.cast::<Chunk>().add((*node).place(coordinate).0);
-                if !(*chunk).child {
-                    let child = heap.array::<Node<P::C>>(1);
-                    child.write(Node {
-                        data: (*chunk).data,
-                        room: (*chunk).cap.into(),
-                        len: (*chunk).len(),
-                        ..Node::empty()
-                    });
-                    (*chunk).data = child.cast();
-                    (*chunk).child = true;
-                    return Self::rebuild(heap, project, child);
+                let (buckets, place) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                match buckets.seat(place, key, P::ORDERED) {
+                    Seat::Below(bucket) => node = buckets.child(bucket),
+                    _ => return Self::deepen(heap, project, node, place),
                 }
-                node = (*chunk).data.cast();
             }
+        }
+    }
+
+    /// Moves the pairs that belong to bucket `place` or flowed into it to a child in its stead.
+    ///
+    /// # Safety
+    /// `node` is a model node of the tree of `heap`; the bucket is no child.
+    unsafe fn deepen(heap: &mut Heap, project: &P, node: *mut Node<P::C>, place: usize) {
+        // SAFETY: the caller's promise, invariants 1 to 3. No last bucket flows.
+        unsafe {
+            let buckets = Buckets::<K, V>::of(&*node);
+            let mut pairs = Vec::new();
+            while buckets.state(place).len() > 0 {
+                pairs.push(buckets.take(place, 0));
+            }
+            let belongs = |pair: &(K, V)| (*node).place(project.project(&pair.0)) <= place;
+            let mut i = place;
+            while buckets.state(i).next() == 1 {
+                i += 1;
+                let mut at = 0;
+                while at < buckets.state(i).len() {
+                    if belongs(&*buckets.pairs(i).add(at)) {
+                        pairs.push(buckets.take(i, at));
+                    } else {
+                        at += 1;
+                    }
+                }
+            }
+            if buckets.state(i).flows_below() {
+                let below = buckets.child(i + 1);
+                let mut all = Vec::with_capacity((*below).len);
+                Self::unload(heap, below, &mut all);
+                let (here, there): (Vec<_>, Vec<_>) = all.into_iter().partition(belongs);
+                pairs.extend(here);
+                *below = Self::build(heap, project, there, GROWING);
+            }
+            let child = heap.array::<Node<P::C>>(1);
+            child.write(Self::build(heap, project, pairs, GROWING));
+            buckets.set_child(place, child);
         }
     }
 
@@ -522,7 +582,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             let mut pairs = Vec::with_capacity((*node).len + 1);
             Self::unload(heap, node, &mut pairs);
-            let mut built = Self::build(heap, project, pairs);
+            let mut built = Self::build(heap, project, pairs, GROWING);
             if built.kind == Kind::Flat {
                 // Keys of one coordinate: no line, so room for as many again.
                 let (cap, larger) = (built.room as usize, (2 * built.len).max(4));
@@ -540,112 +600,101 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     unsafe fn unload(heap: &mut Heap, node: *mut Node<P::C>, pairs: &mut Vec<(K, V)>) {
         // SAFETY: the caller's promise and invariants 1 and 2.
         unsafe {
-            let Node { data, room, kind, len, .. } = mem::replace(&mut *node, Node::empty());
+            let before = mem::replace(&mut *node, Node::empty());
+            let Node { data, side, room, kind, len, .. } = before;
             let room = room as usize;
             match kind {
-                Kind::Flat => Self::unload_block(heap, data.cast(), len, room, pairs),
+                Kind::Flat => {
+                    Self::move_out(data.cast(), len, pairs);
+                    if room > 0 {
+                        heap.free_array(data.cast::<(K, V)>(), room);
+                    }
+                }
                 Kind::Model => {
-                    let chunks = data.cast::<Chunk>();
+                    let buckets = Buckets::<K, V>::at(data, side);
                     for i in 0..room {
-                        let chunk = &*chunks.add(i);
-                        if chunk.child {
-                            Self::unload(heap, chunk.data.cast(), pairs);
-                            heap.free_array(chunk.data.cast::<Node<P::C>>(), 1);
+                        let state = buckets.state(i);
+                        if state.is_child() {
+                            let child = buckets.child::<P::C>(i);
+                            Self::unload(heap, child, pairs);
+                            heap.free_array(child, 1);
                         } else {
-                            Self::unload_block(heap, chunk.data.cast(), chunk.len(), chunk.cap.into(), pairs);
+                            Self::move_out(buckets.pairs(i), state.len(), pairs);
                         }
                     }
-                    heap.free_array(chunks, room);
+                    buckets.free(heap, room);
                 }
-                Kind::Dense => {
-                    let separators = data.cast::<Separators<P::C>>();
-                    let Separators { children, begins } = separators.read();
+                Kind::Fan => {
+                    let children = data.cast::<Node<P::C>>();
                     for i in 0..room {
                         Self::unload(heap, children.add(i), pairs);
                     }
                     heap.free_array(children, room);
-                    heap.free_array(begins, room);
-                    heap.free_array(separators, 1);
+                    heap.free_array(side.cast::<u32>(), before.cells());
                 }
             }
         }
     }
 
     /// # Safety
-    /// `block` is a block of this tree for `cap` pairs, the first `len` initialised; or `cap` is 0.
-    unsafe fn unload_block(heap: &mut Heap, block: *mut (K, V), len: usize, cap: usize, pairs: &mut Vec<(K, V)>) {
-        if cap == 0 {
+    /// The first `len` pairs of `from` are initialised, and not used again.
+    unsafe fn move_out(from: *mut (K, V), len: usize, pairs: &mut Vec<(K, V)>) {
+        if len == 0 {
             return;
         }
         pairs.reserve(len);
         // SAFETY: the caller's promise; the pairs are owned by the vector from here on.
         unsafe {
-            ptr::copy_nonoverlapping(block, pairs.as_mut_ptr().add(pairs.len()), len);
+            ptr::copy_nonoverlapping(from, pairs.as_mut_ptr().add(pairs.len()), len);
             pairs.set_len(pairs.len() + len);
-            heap.free_array(block, cap);
         }
     }
 
     /// Takes `key` out.
     pub(crate) fn remove(&mut self, key: &K) -> Option<(K, V)> {
-        let coordinate = self.project.project(key);
-        self.get_at(coordinate, key)?;
-        let mut node = &raw mut self.root;
-        // SAFETY: invariants 1 to 3; the key is there. Where a user's order says otherwise the second time, nothing
-        // is moved.
-        let pair = unsafe {
-            loop {
-                (*node).len -= 1;
-                match (*node).kind {
-                    Kind::Dense => node = Self::child(node, coordinate),
-                    Kind::Model => {
-                        let (chunk, slot) = (*node).place(coordinate);
-                        let chunk = &mut *(*node).data.cast::<Chunk>().add(chunk);
-                        if chunk.child {
-                            node = chunk.data.cast();
-                            continue;
-                        }
-                        let (pairs, n) = Self::bucket_in(chunk, slot);
-                        let (at, found) = search(pairs, n, key);
-                        assert!(found, "a key's order gave two answers for the same keys");
-                        let at = usize::from(chunk.ends[slot]) + at;
-                        let pair = Self::close(chunk.data.cast(), chunk.len(), at);
-                        chunk.shrank(slot);
-                        break pair;
-                    }
-                    Kind::Flat => {
-                        let pairs = (*node).data.cast::<(K, V)>();
-                        let (at, found) = search(pairs, (*node).len + 1, key);
-                        assert!(found, "a key's order gave two answers for the same keys");
-                        break Self::close(pairs, (*node).len + 1, at);
-                    }
-                }
-            }
-        };
+        // SAFETY: the root is a node of this tree.
+        let pair = unsafe { Self::remove_below(&raw mut self.root, self.project.project(key), key) }?;
         if self.root.built >= 1024 && 4 * self.root.len < self.root.built {
             self.shrink();
         }
         Some(pair)
     }
 
-    /// Takes the pair at `at` out of `len` pairs.
-    ///
     /// # Safety
-    /// The pairs are initialised and `at` is less than `len`.
-    unsafe fn close(pairs: *mut (K, V), len: usize, at: usize) -> (K, V) {
-        // SAFETY: the caller's promise.
+    /// `node` is a node of a tree of this type.
+    unsafe fn remove_below(node: *mut Node<P::C>, coordinate: P::C, key: &K) -> Option<(K, V)> {
+        // SAFETY: the caller's promise, invariants 1 to 3.
         unsafe {
-            let pair = pairs.add(at).read();
-            ptr::copy(pairs.add(at + 1), pairs.add(at), len - at - 1);
-            pair
+            let pair = match (*node).kind {
+                Kind::Fan => Self::remove_below(Self::child(node, coordinate).cast_mut(), coordinate, key)?,
+                Kind::Model => {
+                    let buckets = Buckets::<K, V>::of(&*node);
+                    match buckets.seat((*node).place(coordinate), key, P::ORDERED) {
+                        Seat::Below(bucket) => Self::remove_below(buckets.child(bucket), coordinate, key)?,
+                        Seat::Taken(bucket, at) => buckets.take(bucket, at),
+                        Seat::Free(..) => return None,
+                    }
+                }
+                Kind::Flat => {
+                    let pairs = (*node).data.cast::<(K, V)>();
+                    let (at, found) = search(pairs, (*node).len, key);
+                    if !found {
+                        return None;
+                    }
+                    let pair = pairs.add(at).read();
+                    ptr::copy(pairs.add(at + 1), pairs.add(at), (*node).len - at - 1);
+                    pair
+                }
+            };
+            (*node).len -= 1;
+            Some(pair)
         }
     }
 
     /// Builds the whole tree anew, in memory of its own size.
     pub(crate) fn shrink(&mut self) {
         let pairs = self.take_all();
-        self.heap.reserve(forecast(pairs.len(), size_of::<(K, V)>()));
-        self.root = Self::build(&mut self.heap, &self.project, pairs);
+        self.root = Self::build(&mut self.heap, &self.project, pairs, LOADED);
     }
 
     /// All pairs in the order of the tree; it is empty afterwards and holds no memory.
@@ -657,63 +706,6 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         pairs
     }
 
-    /// What the tree looks like.
-    pub(crate) fn shape(&self) -> Shape {
-        let mut shape = Shape { len: self.root.len, total_bytes: self.bytes(), ..Shape::default() };
-        // SAFETY: the root is a node of this tree.
-        unsafe { Self::describe(&self.root, 0, &mut shape) };
-        shape
-    }
-
-    /// # Safety
-    /// `node` is a node of a tree of this type.
-    unsafe fn describe(node: &Node<P::C>, depth: usize, shape: &mut Shape) {
-        let mut at_depth = |keys: usize| {
-            shape.depths.resize(shape.depths.len().max(depth + 1), 0);
-            shape.depths[depth] += keys;
-        };
-        let room = node.room as usize;
-        // SAFETY: invariants 1 and 2.
-        unsafe {
-            match node.kind {
-                Kind::Flat => {
-                    at_depth(node.len);
-                    shape.flat_nodes += 1;
-                    shape.data_bytes += room * size_of::<(K, V)>();
-                }
-                Kind::Dense => {
-                    let separators = &*node.data.cast::<Separators<P::C>>();
-                    shape.dense_nodes += 1;
-                    shape.model_bytes += room * (size_of::<Node<P::C>>() + size_of::<P::C>());
-                    for i in 0..room {
-                        Self::describe(&*separators.children.add(i), depth + 1, shape);
-                    }
-                }
-                Kind::Model => {
-                    shape.model_nodes += 1;
-                    shape.chunks += room;
-                    shape.model_bytes += room * size_of::<Chunk>();
-                    for i in 0..room {
-                        let chunk = &*node.data.cast::<Chunk>().add(i);
-                        if chunk.child {
-                            shape.model_bytes += size_of::<Node<P::C>>();
-                            Self::describe(&*chunk.data.cast::<Node<P::C>>(), depth + 1, shape);
-                            continue;
-                        }
-                        shape.depths.resize(shape.depths.len().max(depth + 1), 0);
-                        shape.depths[depth] += chunk.len();
-                        shape.data_bytes += usize::from(chunk.cap) * size_of::<(K, V)>();
-                        for slot in 0..SLOTS {
-                            let keys = usize::from(chunk.ends[slot + 1] - chunk.ends[slot]);
-                            shape.buckets += usize::from(keys > 0);
-                            shape.largest_bucket = shape.largest_bucket.max(keys);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
     /// How many keys are smaller than `key`. For an ordered projection only.
     pub(crate) fn rank(&self, key: &K) -> usize {
         let coordinate = self.project.project(key);
@@ -722,23 +714,20 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             loop {
                 match (*node).kind {
-                    Kind::Dense => {
-                        let separators = &*(*node).data.cast::<Separators<P::C>>();
-                        let at = separators.find(coordinate, (*node).room as usize);
-                        rank += (0..at).map(|i| (*separators.children.add(i)).len).sum::<usize>();
-                        node = separators.children.add(at);
+                    Kind::Fan => {
+                        let (children, at) = ((*node).data.cast::<Node<P::C>>(), (*node).child_of(coordinate));
+                        rank += (0..at).map(|i| (*children.add(i)).len).sum::<usize>();
+                        node = children.add(at);
                     }
                     Kind::Model => {
-                        let (at, slot) = (*node).place(coordinate);
-                        let chunks = (*node).data.cast::<Chunk>();
-                        rank += (0..at).map(|i| Self::keys_in(&*chunks.add(i))).sum::<usize>();
-                        let chunk = &*chunks.add(at);
-                        if chunk.child {
-                            node = chunk.data.cast();
-                            continue;
+                        let (buckets, place) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
+                        let seat = buckets.seat(place, key, true);
+                        let (Seat::Below(bucket) | Seat::Taken(bucket, _) | Seat::Free(bucket, _)) = seat;
+                        rank += (0..bucket).map(|i| Self::keys_in(buckets, i)).sum::<usize>();
+                        match seat {
+                            Seat::Below(bucket) => node = buckets.child(bucket),
+                            Seat::Taken(_, at) | Seat::Free(_, at) => return rank + at,
                         }
-                        let (pairs, n) = Self::bucket_in(chunk, slot);
-                        return rank + usize::from(chunk.ends[slot]) + search(pairs, n, key).0;
                     }
                     Kind::Flat => return rank + search((*node).data.cast::<(K, V)>(), (*node).len, key).0,
                 }
@@ -747,10 +736,13 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     }
 
     /// # Safety
-    /// `chunk` is a chunk of a tree of this type.
-    unsafe fn keys_in(chunk: &Chunk) -> usize {
+    /// These are buckets of this tree, and there is one of this number.
+    unsafe fn keys_in(buckets: Buckets<K, V>, i: usize) -> usize {
         // SAFETY: the caller's promise.
-        if chunk.child { unsafe { (*chunk.data.cast::<Node<P::C>>()).len } } else { chunk.len() }
+        unsafe {
+            let state = buckets.state(i);
+            if state.is_child() { (*buckets.child::<P::C>(i)).len } else { state.len() }
+        }
     }
 }
 
@@ -779,17 +771,18 @@ unsafe fn drop_below<C, K, V>(node: &Node<C>) {
     unsafe {
         match node.kind {
             Kind::Flat => drop_pairs(node.data.cast(), node.len),
-            Kind::Dense => {
-                let children = (*node.data.cast::<Separators<C>>()).children;
+            Kind::Fan => {
+                let children = node.data.cast::<Node<C>>();
                 (0..room).for_each(|i| drop_below::<C, K, V>(&*children.add(i)));
             }
             Kind::Model => {
+                let buckets = Buckets::<K, V>::of(node);
                 for i in 0..room {
-                    let chunk = &*node.data.cast::<Chunk>().add(i);
-                    if chunk.child {
-                        drop_below::<C, K, V>(&*chunk.data.cast::<Node<C>>());
+                    let state = buckets.state(i);
+                    if state.is_child() {
+                        drop_below::<C, K, V>(&*buckets.child(i));
                     } else {
-                        drop_pairs(chunk.data.cast(), usize::from(chunk.ends[SLOTS]));
+                        drop_pairs(buckets.pairs(i), state.len());
                     }
                 }
             }

@@ -76,7 +76,8 @@ fn a_stream_that_drifts_is_noticed() {
     }
     let near = KeySet::named("lognormal").unwrap().generate(30_000, 42);
     let Keys::U64(near) = near else { panic!("integers") };
-    let mut map = NflMap::from_sorted(near.iter().map(|&key| (key, ())), &NflConfig::default()).unwrap();
+    let config = NflConfig { force: Some(true), ..NflConfig::default() };
+    let mut map = NflMap::from_sorted(near.iter().map(|&key| (key, ())), &config).unwrap();
     assert!(map.is_folded() && !map.adapt());
     // Far away and crowded.
     let far = near[near.len() - 1] * 1000;
@@ -87,4 +88,16 @@ fn a_stream_that_drifts_is_noticed() {
     }
     assert!(adapted);
     assert!(near.iter().all(|key| map.contains_key(key)));
+}
+
+#[test]
+fn a_flow_is_left_out_where_ways_are_short() {
+    if cfg!(miri) {
+        return;
+    }
+    for name in ["uniform", "lognormal"] {
+        let Keys::U64(keys) = KeySet::named(name).unwrap().generate(20_000, 42) else { panic!("integers") };
+        let map = NflMap::from_sorted(keys.into_iter().zip(0..), &NflConfig::default()).unwrap();
+        assert!(!map.is_folded() && map.switch().is_none() && map.shape().mean_depth() < 2.5, "{name}");
+    }
 }
