@@ -125,18 +125,12 @@ impl HalfRows {
             return self.by_slabs(x, n);
         }
         let per_part = PART.div_ceil(2 * self.cols).max(1);
-        let dot = match self.kind {
-            HalfType::BF16 => dot_bf16,
-            HalfType::F16 => dot_f16,
-        };
-        columns.par_chunks_mut(n * per_part).enumerate().for_each(|(part, out)| {
-            for (i, out) in out.chunks_mut(n).enumerate() {
-                let row = &self.values[(part * per_part + i) * self.cols..][..self.cols];
-                for (out, x) in out.iter_mut().zip(x.chunks(self.cols)) {
-                    *out = dot(row, x);
-                }
-            }
-        });
+        columns.par_chunks_mut(n * per_part).zip(self.values.par_chunks(per_part * self.cols)).for_each(
+            |(out, weights)| match self.kind {
+                HalfType::BF16 => few::<true>(weights, self.cols, x, out),
+                HalfType::F16 => few::<false>(weights, self.cols, x, out),
+            },
+        );
         if n == 1 { columns } else { transposed(&columns, n, self.rows) }
     }
 
@@ -160,6 +154,123 @@ impl HalfRows {
             }
         });
         out
+    }
+}
+
+/// `out [weights, inputs] = weights · xᵀ`, both of rows of `cols` values.
+#[allow(unsafe_code, reason = "a call for an instruction set that was found")]
+fn few<const BF16: bool>(weights: &[u16], cols: usize, x: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        let n = x.len() / cols;
+        let mut first = 0;
+        while first < n {
+            let x = &x[first * cols..];
+            // SAFETY: the instructions are there; the slices are checked where they are read.
+            first += unsafe {
+                match n - first {
+                    4.. => avx512::few::<4, BF16>(weights, cols, x, &mut out[first..], n),
+                    2.. => avx512::few::<2, BF16>(weights, cols, x, &mut out[first..], n),
+                    _ => avx512::few::<1, BF16>(weights, cols, x, &mut out[first..], n),
+                }
+            };
+        }
+        return;
+    }
+    let dot = if BF16 { dot_bf16 } else { dot_f16 };
+    for (row, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(x.len() / cols)) {
+        for (out, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
+            *out = dot(row, x);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "sums across the lanes of registers have no safe form")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use crate::ops::few_rows::avx512::{TOGETHER, across};
+    use crate::ops::simd::LANES;
+
+    /// Rows of weights that are read side by side: of more the processor does not read ahead.
+    const STREAMS: usize = 8;
+
+    /// Sixteen values as f32. Finite ones only, in f16.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn wide<const BF16: bool>(bits: __m256i) -> __m512 {
+        if BF16 {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+        } else {
+            _mm512_cvtph_ps(bits)
+        }
+    }
+
+    /// `R` rows of inputs (4, 2 or 1) with all rows of weights, sixteen sums at a time: each weight and each input is read
+    /// once for several sums, whose lanes are added up together. A row's sums do not depend on `R`. Inputs of the
+    /// same weights are `n` apart in `out`. Gives `R`.
+    ///
+    /// # Safety
+    /// The processor has AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn few<const R: usize, const BF16: bool>(
+        weights: &[u16],
+        cols: usize,
+        x: &[f32],
+        out: &mut [f32],
+        n: usize,
+    ) -> usize {
+        let rows = weights.len() / cols;
+        assert!((R == 1 || R == 2 || R == 4) && x.len() >= R * cols && out.len() + n >= rows * n + R, "rows and sums");
+        let per_step = TOGETHER / R;
+        let (whole, tail) = (cols - cols % LANES, ((1u32 << (cols % LANES)) - 1) as __mmask16);
+        for first in (0..rows).step_by(per_step) {
+            let mut sums = [_mm512_setzero_ps(); TOGETHER];
+            // The last row stands in for those that are missing; what it gives is dropped.
+            let row = |j: usize| (first + j).min(rows - 1) * cols;
+            for part in (0..per_step).step_by(STREAMS) {
+                let part = part..per_step.min(part + STREAMS);
+                // SAFETY: every row has `cols` values; the tail reads from a copy.
+                unsafe {
+                    for at in (0..whole).step_by(LANES) {
+                        let mut inputs = [_mm512_setzero_ps(); R];
+                        for (r, input) in inputs.iter_mut().enumerate() {
+                            *input = _mm512_loadu_ps(x.as_ptr().add(r * cols + at));
+                        }
+                        for j in part.clone() {
+                            let weight = wide::<BF16>(_mm256_loadu_si256(weights.as_ptr().add(row(j) + at).cast()));
+                            for (r, input) in inputs.iter().enumerate() {
+                                sums[r * per_step + j] = _mm512_fmadd_ps(*input, weight, sums[r * per_step + j]);
+                            }
+                        }
+                    }
+                    if tail != 0 {
+                        let mut inputs = [_mm512_setzero_ps(); R];
+                        for (r, input) in inputs.iter_mut().enumerate() {
+                            *input = _mm512_maskz_loadu_ps(tail, x.as_ptr().add(r * cols + whole));
+                        }
+                        for j in part {
+                            let mut last = [0u16; LANES];
+                            last[..cols - whole].copy_from_slice(&weights[row(j) + whole..row(j) + cols]);
+                            let weight = wide::<BF16>(_mm256_loadu_si256(last.as_ptr().cast()));
+                            for (r, input) in inputs.iter().enumerate() {
+                                sums[r * per_step + j] = _mm512_fmadd_ps(*input, weight, sums[r * per_step + j]);
+                            }
+                        }
+                    }
+                }
+            }
+            let mut found = [0.0f32; TOGETHER];
+            // SAFETY: 64 bytes of the array.
+            unsafe { _mm512_storeu_ps(found.as_mut_ptr(), across(&sums)) };
+            for (j, out) in out[first * n..].chunks_mut(n).enumerate().take(per_step) {
+                for (r, out) in out.iter_mut().enumerate().take(R) {
+                    *out = found[r * per_step + j];
+                }
+            }
+        }
+        R
     }
 }
 

@@ -42,13 +42,13 @@ pub(super) fn dots(q: &[f32], k: &[f32], stride: usize, width: usize, keys: usiz
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(crate) mod avx512 {
     use std::arch::x86_64::*;
 
     use super::LANES;
 
     /// Dot products that are summed across lanes together.
-    const TOGETHER: usize = 16;
+    pub(crate) const TOGETHER: usize = 16;
 
     /// `R` rows (4 or 1) with all keys: sixteen sums at a time, so that their lanes are added up in one go.
     ///
@@ -105,7 +105,7 @@ mod avx512 {
     /// Lane `i` of the result is the sum of all lanes of `sums[i]`.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn across(sums: &[__m512; TOGETHER]) -> __m512 {
+    pub(crate) fn across(sums: &[__m512; TOGETHER]) -> __m512 {
         // Four registers become one whose 128-bit parts hold four partial sums each …
         let four = |i: usize| {
             let pair = |a: __m512, b: __m512| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));

@@ -17,7 +17,7 @@
 
 mod attention;
 mod cross_entropy;
-mod few_rows;
+pub(crate) mod few_rows;
 #[cfg(feature = "flex")]
 mod flex;
 mod product;
