@@ -42,9 +42,14 @@ pub struct Scored<'a> {
     pub known: &'a Known,
 }
 
-/// Rows of a chunk for `tokens` rows: a chunk of logits is about as large as the states of the whole batch.
+/// Fewer rows would spend most of their time reading the output matrix and writing its gradient.
+const FEWEST_ROWS: usize = 256;
+
+/// Rows of a chunk for `tokens` rows: a chunk of logits is about as large as the states of the whole batch, but has
+/// 256 rows where there are as many.
 pub fn chunk_rows(tokens: usize, vocabulary: usize, hidden: usize) -> usize {
-    tokens.div_ceil(vocabulary.div_ceil(hidden.max(1)).max(1)).next_power_of_two().max(32).min(tokens.max(1))
+    let balanced = tokens.div_ceil(vocabulary.div_ceil(hidden.max(1)).max(1)).next_power_of_two();
+    balanced.max(FEWEST_ROWS).min(tokens.max(1))
 }
 
 /// Loss and gradients of `states` `[tokens, hidden]`, `chunk` rows at a time. Tensors must not be tracked by autodiff.
@@ -83,9 +88,8 @@ pub fn fused_head(
         }
         total += weighted_sum(&host(losses)?, part.weights);
         state_parts.push(gradient.clone().matmul(head.matrix.clone()).mul_scalar(factor));
-        if let Some(sum) = &mut matrix {
-            *sum = sum.clone() + gradient.transpose().matmul(part.states);
-        }
+        // Taken out, the sum has one owner and is added to in place.
+        matrix = matrix.take().map(|sum| sum + gradient.transpose().matmul(part.states));
         Ok(())
     })?;
     let states = if state_parts.is_empty() { states.zeros_like() } else { Tensor::cat(state_parts, 0) };
