@@ -3,3 +3,4 @@
 mod nfl;
 mod ordered;
 mod shared;
+mod small;
