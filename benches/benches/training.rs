@@ -6,7 +6,7 @@
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kindling_benches::{checkpoint_of, device, is_smoke_test};
 use kindling_distill::loss::CrossEntropy;
-use kindling_distill::{AdamW, Decay, Row, Schedule, TrainOptions, Trainer};
+use kindling_distill::{AdamW, Decay, LayerOptions, Precision, Row, Schedule, TrainOptions, Trainer};
 use kindling_model::{Decoder, ModelFiles};
 
 const LENGTH: usize = 512;
@@ -14,7 +14,18 @@ const LENGTH: usize = 512;
 fn options(micro_rows: usize, workers: usize, checkpoint_blocks: bool) -> TrainOptions {
     let schedule = Schedule { peak: 1e-3, warmup: 10, decay: Decay::Constant, last: 1.0, steps: 1000 };
     let adamw = AdamW::default();
-    TrainOptions { schedule, adamw, muon: None, clip: Some(1.0), micro_rows, workers, checkpoint_blocks, spike: 100.0 }
+    TrainOptions {
+        schedule,
+        adamw,
+        muon: None,
+        clip: Some(1.0),
+        micro_rows,
+        workers,
+        checkpoint_blocks,
+        spike: 100.0,
+        layers: LayerOptions::default(),
+        precision: Precision::F32,
+    }
 }
 
 fn rows(count: usize, vocabulary: usize) -> Vec<Row> {

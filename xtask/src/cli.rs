@@ -16,7 +16,7 @@ pub(crate) use bench::{
     Bench, BenchCommand, BenchDecode, BenchDraft, BenchIndex, BenchLoad, BenchMatmul, BenchPrefill, BenchSpecdec, Peer,
     PromptSet, Subject,
 };
-pub(crate) use training::{AdapterKind, Capture, Distill, Heal, Pretrain, Training};
+pub(crate) use training::{Adapter, AdapterKind, Align, AlignLoss, Capture, Distill, Heal, Pretrain, Training};
 
 use crate::drafting::Draft;
 
@@ -59,6 +59,7 @@ pub(crate) enum Command {
     Capture(Capture),
     Distill(Distill),
     Heal(Heal),
+    Align(Align),
     RandomCheckpoint(RandomCheckpoint),
     Index(Index),
     Bench(Bench),

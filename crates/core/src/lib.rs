@@ -50,7 +50,7 @@ pub use index::{IndexMut, OrderedIndex, PointIndex};
 #[cfg(feature = "tensor")]
 pub use kv::{AttendSpec, KvStore};
 #[cfg(feature = "tensor")]
-pub use lm::{Decoding, LanguageModel, OutputHead, ParameterMut, Replay};
+pub use lm::{AttentionInputs, Decoding, LanguageModel, OutputHead, ParameterMut, Replay};
 #[cfg(feature = "tensor")]
 pub use method::{
     Block, BlockMethod, Compressed, CompressedWeight, Family, Layer, LayerMethod, Method, MethodEntry, ScoreMethod,

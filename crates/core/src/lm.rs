@@ -24,6 +24,19 @@ impl OutputHead {
     }
 }
 
+/// What the attention of a block computes with, after norms and positions.
+#[derive(Debug, Clone)]
+pub struct AttentionInputs {
+    /// `[rows, heads, tokens, key width]`.
+    pub queries: Tensor<4>,
+    /// `[rows, key heads, tokens, key width]`.
+    pub keys: Tensor<4>,
+    /// `[rows, key heads, tokens, value width]`.
+    pub values: Tensor<4>,
+    /// Factor on `q · k`.
+    pub scale: f64,
+}
+
 /// A weight that can be replaced.
 #[derive(Debug)]
 pub enum ParameterMut<'a> {
@@ -49,6 +62,15 @@ pub trait LanguageModel: Send + Sync {
 
     /// One block: `[rows, tokens, hidden]` → the same shape.
     fn block(&self, index: usize, x: Tensor<3>, tap: Option<&mut dyn Tap>) -> Result<Tensor<3>>;
+
+    /// As [`block`](Self::block), and what its attention computed with.
+    ///
+    /// # Errors
+    /// The model does not show it.
+    fn block_and_attention(&self, index: usize, x: Tensor<3>) -> Result<(Tensor<3>, AttentionInputs)> {
+        let _ = (index, x);
+        Err(Error::Invalid("this model does not show what its attention computes with".into()))
+    }
 
     /// The norm after the last block.
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3>;

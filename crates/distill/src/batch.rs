@@ -28,6 +28,8 @@ pub enum Known {
     Kept(Vec<Record>),
     /// How the tokens were sampled and what came of it.
     Sampled(Vec<Sampled>),
+    /// The row is one of two answers: its score under the reference, one for every row. See [`crate::preferences`].
+    Answer(Vec<f64>),
 }
 
 /// What policy gradients need to know of a sampled token.
@@ -50,7 +52,7 @@ impl Known {
     /// How many predictions it tells of; `None`: it tells nothing.
     pub(crate) fn count(&self) -> Option<usize> {
         match self {
-            Known::Nothing => None,
+            Known::Nothing | Known::Answer(_) => None,
             Known::Kept(records) => Some(records.len()),
             Known::Sampled(tokens) => Some(tokens.len()),
         }
@@ -61,6 +63,7 @@ impl Known {
         match (&mut *self, more) {
             (Known::Kept(all), Known::Kept(more)) => all.extend_from_slice(more),
             (Known::Sampled(all), Known::Sampled(more)) => all.extend_from_slice(more),
+            (Known::Answer(all), Known::Answer(more)) => all.extend_from_slice(more),
             (_, more) => *self = more.clone(),
         }
     }

@@ -113,6 +113,29 @@ pub fn head_loss(
     Ok(total * scored.factor())
 }
 
+/// The summed, weighed loss of every stretch of `length` tokens: what the rows of a batch come to, one by one.
+pub fn row_losses(
+    states: Tensor<2>,
+    head: &OutputHead,
+    scored: &Scored<'_>,
+    loss: &dyn DistillLoss,
+    chunk: usize,
+    length: usize,
+) -> Result<Vec<f64>> {
+    let mut sums = vec![0.0; scored.labels.len() / length.max(1)];
+    let mut token = 0;
+    by_chunks(&states, head, None, scored, loss, chunk, |part| {
+        let losses = host(loss.rows(part.logits)?.0)?;
+        for (i, loss) in losses.into_iter().enumerate() {
+            let weight = part.weights.map_or(1.0, |w| w[i]);
+            sums[token / length] += f64::from(weight) * f64::from(loss);
+            token += 1;
+        }
+        Ok(())
+    })?;
+    Ok(sums)
+}
+
 impl Scored<'_> {
     /// What sums are multiplied by; 0 where nothing counts.
     fn factor(&self) -> f64 {
@@ -160,7 +183,7 @@ fn by_chunks(
 fn known_rows(known: &Known, rows: Range<usize>, device: &Device) -> KnownRows {
     let column = |values: Vec<f32>| Tensor::<1>::from_data(TensorData::new(values, [rows.len()]), device);
     match known {
-        Known::Nothing => KnownRows::Nothing,
+        Known::Nothing | Known::Answer(_) => KnownRows::Nothing,
         Known::Kept(records) => {
             let records = &records[rows.clone()];
             let shape = [records.len(), records.first().map_or(0, |record| record.ids.len())];

@@ -1,17 +1,24 @@
 //! One step of training, and the state that a run is taken up from.
 
+mod backward;
+mod snapshot;
+
 use std::collections::HashMap;
 
-use burn::tensor::Tensor;
-use kindling_core::{LanguageModel, ParameterMut};
+use burn::tensor::{DType, Tensor, TensorData};
+use kindling_core::{LanguageModel, OutputHead, ParameterMut};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use self::backward::{add, backward, backward_by_blocks};
+pub use self::snapshot::{Place, SavedTensor, Snapshot};
 use crate::adamw::{AdamW, Moments};
 use crate::batch::{Known, Row};
 use crate::error::{DistillError, Result};
-use crate::head::{Scored, TeacherStates, chunk_rows, fused_head, head_loss};
-use crate::loss::DistillLoss;
+use crate::head::{Scored, TeacherStates, chunk_rows, fused_head, head_loss, row_losses};
+use crate::loss::dpo::{Pair, Preference, preference};
+use crate::loss::layers::{LayerLosses, LayerOptions, Side};
+use crate::loss::{CrossEntropy, DistillLoss};
 use crate::muon::Muon;
 use crate::schedule::Schedule;
 
@@ -43,6 +50,25 @@ pub struct TrainOptions {
     /// Stop when the loss exceeds its running mean by so many nats.
     #[serde(default = "default_spike")]
     pub spike: f64,
+    /// Losses of what lies before the logits, added to that of the logits.
+    #[serde(default)]
+    pub layers: LayerOptions,
+    /// In what the blocks multiply.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// In what the matrices between hidden states are multiplied. Weights that learn, sums, norms, attention and the loss are f32
+/// in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// Weights and what meets them are rounded to bf16, as units for small matrices on GPUs take them. Slower than f32 on a
+    /// processor, which has no such units.
+    Bf16,
 }
 
 fn default_spike() -> f64 {
@@ -64,6 +90,31 @@ pub struct StepReport {
     pub rate: f64,
     /// Predictions made.
     pub tokens: u64,
+    /// What the pairs of answers gave, if it learnt from such.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<Preferences>,
+}
+
+/// Means over the pairs of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Preferences {
+    /// Share of pairs whose better answer gained more over the reference.
+    pub accuracy: f64,
+    /// Reward of the better answers.
+    pub chosen: f64,
+    /// Reward of the worse answers.
+    pub rejected: f64,
+}
+
+impl Preferences {
+    fn of(pairs: &[Preference]) -> Option<Self> {
+        let mean = |value: fn(&Preference) -> f64| pairs.iter().map(value).sum::<f64>() / pairs.len() as f64;
+        (!pairs.is_empty()).then(|| Self {
+            accuracy: mean(|pair| f64::from(u8::from(pair.correct))),
+            chosen: mean(|pair| pair.rewards[0]),
+            rejected: mean(|pair| pair.rewards[1]),
+        })
+    }
 }
 
 /// A tensor of either rank.
@@ -88,6 +139,8 @@ macro_rules! each_rank {
         }
     };
 }
+
+use each_rank;
 
 #[derive(Clone)]
 enum Means {
@@ -120,8 +173,11 @@ pub struct Trainer<M: LanguageModel> {
     workers: Vec<Worker<M>>,
     teacher: Option<Box<dyn LanguageModel>>,
     loss: Box<dyn DistillLoss>,
+    layers: Option<LayerLosses>,
     options: TrainOptions,
     slots: Vec<Slot>,
+    /// Rounded weights that do not learn, as they were.
+    frozen: Vec<(String, Tensor<2>)>,
     step: u64,
     tokens: u64,
     mean_loss: Option<f64>,
@@ -151,21 +207,48 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         if loss.needs_teacher() && teacher.is_none() {
             return Err(DistillError::NoTeacher(loss.name()));
         }
+        let layers = LayerLosses::new(options.layers.clone(), &model, teacher.as_deref())?;
+        if layers.is_some() && (options.checkpoint_blocks || loss.of_pairs().is_some()) {
+            return Err(DistillError::Input(
+                "losses of layers read all blocks at once, for texts: leave out the checkpointing of blocks, and pairs"
+                    .into(),
+            ));
+        }
+        if options.precision == Precision::Bf16 && !model.device().supports_dtype(DType::BF16) {
+            return Err(DistillError::Input("this device does not multiply bf16: train in f32".into()));
+        }
         let output = model.output_parameter().to_string();
         let all = model.parameters_mut().into_iter();
-        let slots: Vec<Slot> = all
+        let mut slots: Vec<Slot> = all
             .filter(|(name, _)| trainable(name))
             .map(|(name, parameter)| {
                 let value = match parameter {
                     ParameterMut::Vector(x) => Values::Vector(x.clone().inner()),
                     ParameterMut::Matrix(x) => Values::Matrix(x.clone().inner()),
                 };
-                let hidden = matches!(value, Values::Matrix(_)) && name != output && !name.contains("embed");
+                let hidden = matches!(value, Values::Matrix(_)) && is_hidden(&name, &output);
                 Slot { name, value, means: None, mask: None, hidden }
             })
             .collect();
         if slots.is_empty() {
             return Err(DistillError::Input("nothing to train: no parameter was selected".into()));
+        }
+        if let Some((values, shape)) = layers.as_ref().and_then(LayerLosses::first_map) {
+            let map = Tensor::from_data(TensorData::new(values, shape), &model.device().without_autodiff());
+            let value = Values::Matrix(map);
+            slots.push(Slot { name: MAP.into(), value, means: None, mask: None, hidden: false });
+        }
+        let mut frozen = Vec::new();
+        if options.precision == Precision::Bf16 {
+            for (name, parameter) in model.parameters_mut() {
+                if let ParameterMut::Matrix(x) = parameter
+                    && rounds(&name, &output)
+                    && !trainable(&name)
+                {
+                    frozen.push((name, x.clone()));
+                    *x = x.clone().cast(DType::BF16);
+                }
+            }
         }
         let worker = |_| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
@@ -174,7 +257,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         };
         let count = if options.workers > 1 { options.workers } else { 0 };
         let workers = (0..count).map(worker).collect::<Result<_>>()?;
-        Ok(Self { model, workers, teacher, loss, options, slots, step: 0, tokens: 0, mean_loss: None })
+        Ok(Self { model, workers, teacher, loss, layers, options, slots, frozen, step: 0, tokens: 0, mean_loss: None })
     }
 
     /// From now on entries of matrices that are zero stay zero, however they are trained: pruned weights stay pruned.
@@ -206,7 +289,7 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         self.tokens
     }
 
-    /// The model with its present weights.
+    /// The model with its present weights, those of blocks rounded where [`Precision`] says so.
     pub fn model(&self) -> &M {
         &self.model
     }
@@ -216,8 +299,16 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         self.teacher.as_deref()
     }
 
-    /// Ends training.
-    pub fn into_model(self) -> M {
+    /// Ends training. No weight is rounded any more.
+    pub fn into_model(mut self) -> M {
+        self.options.precision = Precision::F32;
+        self.release();
+        let mut frozen: HashMap<String, Tensor<2>> = self.frozen.drain(..).collect();
+        for (name, parameter) in self.model.parameters_mut() {
+            if let (ParameterMut::Matrix(place), Some(x)) = (parameter, frozen.remove(&name)) {
+                *place = x;
+            }
+        }
         self.model
     }
 
@@ -228,34 +319,78 @@ impl<M: LanguageModel + Clone> Trainer<M> {
 
     /// Takes one step. On an error the weights are those of before.
     pub fn step(&mut self, rows: &[Row]) -> Result<StepReport> {
-        let (length, total_weight) = check_rows(rows)?;
-        let result = self.gradients(rows, length, total_weight);
+        let (length, total) = self.check(rows)?;
+        let result = self.gradients(rows, length, total);
         self.release();
-        let (loss, gradients) = result?;
-        let outcome = self.apply(loss, gradients, (rows.len() * length) as u64);
+        let outcome = self.apply(result?, (rows.len() * length) as u64);
         self.release();
         outcome
     }
 
     /// Mean loss over rows, without learning from them.
     pub fn evaluate(&self, rows: &[Row]) -> Result<f64> {
-        let (length, total_weight) = check_rows(rows)?;
-        let mut total = 0.0;
+        let (length, total) = self.check(rows)?;
+        let mut sum = 0.0;
+        let map = self.slots.iter().find(|slot| slot.name == MAP).map(|slot| match &slot.value {
+            Values::Matrix(x) => Tensor::from_inner(x.clone()),
+            Values::Vector(_) => unreachable!("the map of states is a matrix"),
+        });
         for rows in self.micro_batches(rows) {
-            let (ids, labels, weights, known) = inputs(rows, length);
-            let states = flat(self.model.states(&ids)?.inner());
-            let teacher = self.teacher_states(&ids)?;
-            let scored =
-                Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
+            let inputs = Inputs::new(rows, length);
+            let (states, sides) = self.look(&self.model, &inputs, map.as_ref())?;
+            let (states, head) = (flat(states.inner()), self.head(&self.model)?);
             let chunk = self.chunk(&states);
-            total += head_loss(states, &inner_head(&self.model)?, teacher.as_ref(), &scored, &*self.loss, chunk)?;
+            let (weights, pairs) = self.pair_weights(&states, &head, &inputs, chunk)?.unzip();
+            let scored = inputs.scored(weights.as_deref(), total);
+            sum += match pairs {
+                Some(pairs) => pairs.iter().map(|pair| pair.loss).sum::<f64>() / total,
+                None => head_loss(states, &head, sides.teacher.as_ref(), &scored, &*self.loss, chunk)?,
+            };
+            if let Some(layers) = sides.layers {
+                sum += f64::from(layers.into_scalar::<f32>()) * inputs.weight() / total;
+            }
         }
-        Ok(total)
+        Ok(sum)
+    }
+
+    /// The summed log-probability of every row's counted tokens.
+    ///
+    /// # Errors
+    /// The rows differ in length.
+    pub fn scores(&self, rows: &[Row]) -> Result<Vec<f64>> {
+        let (length, _) = check_rows(rows)?;
+        let mut scores = Vec::with_capacity(rows.len());
+        for rows in self.micro_batches(rows) {
+            let inputs = Inputs::new(rows, length);
+            let (states, head) = (flat(self.model.states(&inputs.ids)?.inner()), self.head(&self.model)?);
+            let scored = inputs.scored(None, 1.0);
+            let chunk = self.chunk(&states);
+            scores
+                .extend(row_losses(states, &head, &scored, &CrossEntropy, chunk, length)?.into_iter().map(|sum| -sum));
+        }
+        Ok(scores)
+    }
+
+    /// Predictions per row, and what sums are divided by: the weights of all rows, or the number of pairs.
+    fn check(&self, rows: &[Row]) -> Result<(usize, f64)> {
+        let (length, total) = check_rows(rows)?;
+        if self.loss.of_pairs().is_none() {
+            return Ok((length, total));
+        }
+        let answers = rows.iter().all(|row| matches!(&row.known, Known::Answer(scores) if scores.len() == 1));
+        if !answers || rows.len() % 2 == 1 {
+            return Err(DistillError::Input(format!(
+                "loss `{}` compares pairs of answers with their scores under a reference: better and worse answer by turns",
+                self.loss.name()
+            )));
+        }
+        Ok((length, (rows.len() / 2) as f64))
     }
 
     /// Rows that run through the model at a time: of one kind, and not more than wanted.
     fn micro_batches<'r>(&self, rows: &'r [Row]) -> impl Iterator<Item = &'r [Row]> + use<'r, M> {
         let most = if self.options.micro_rows == 0 { rows.len() } else { self.options.micro_rows };
+        let most = if self.loss.of_pairs().is_some() { most.next_multiple_of(2) } else { most };
         rows.chunk_by(|a, b| a.known.same_kind(&b.known)).flat_map(move |kind| kind.chunks(most.max(1)))
     }
 
@@ -264,22 +399,77 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         chunk_rows(tokens, self.model.vocab_size(), hidden)
     }
 
-    fn teacher_states(&self, ids: &[Vec<u32>]) -> Result<Option<TeacherStates>> {
-        if !self.loss.needs_teacher() {
+    /// Runs the student, and the teacher where a loss asks for it: the student's states after the last norm, and what they
+    /// are compared with.
+    fn look(&self, model: &M, inputs: &Inputs, map: Option<&Tensor<2>>) -> Result<(Tensor<3>, Sides)> {
+        let ids = &inputs.ids;
+        let needed = self.loss.needs_teacher();
+        let Some(layers) = &self.layers else {
+            let teacher = if needed { Some(self.teacher_states(self.teacher_or_error()?.states(ids)?)?) } else { None };
+            return Ok((model.states(ids)?, Sides { teacher, layers: None }));
+        };
+        let (theirs, seen) = layers.trace(Side::Teacher, self.teacher_or_error()?, ids)?;
+        let teacher = if needed { Some(self.teacher_states(theirs)?) } else { None };
+        let (states, own) = layers.trace(Side::Student, model, ids)?;
+        let layers = layers.loss(&own, &seen.constant(), map)?;
+        Ok((states, Sides { teacher, layers: Some(layers) }))
+    }
+
+    fn teacher_or_error(&self) -> Result<&dyn LanguageModel> {
+        self.teacher.as_deref().ok_or(DistillError::NoTeacher(self.loss.name()))
+    }
+
+    fn teacher_states(&self, states: Tensor<3>) -> Result<TeacherStates> {
+        Ok(TeacherStates { states: flat(states), head: self.teacher_or_error()?.output()? })
+    }
+
+    /// What every token counts in a loss of pairs, which follows from what whole answers score, and what the pairs gave.
+    fn pair_weights(
+        &self,
+        states: &Tensor<2>,
+        head: &OutputHead,
+        inputs: &Inputs,
+        chunk: usize,
+    ) -> Result<Option<(Vec<f32>, Vec<Preference>)>> {
+        let (Some(beta), Known::Answer(reference)) = (self.loss.of_pairs(), &inputs.known) else {
             return Ok(None);
+        };
+        let length = inputs.labels.len() / inputs.ids.len();
+        let losses = row_losses(states.clone(), head, &inputs.scored(None, 1.0), &*self.loss, chunk, length)?;
+        let mut weights = inputs.weights.clone().unwrap_or_else(|| vec![1.0; inputs.labels.len()]);
+        let mut pairs = Vec::with_capacity(losses.len() / 2);
+        for (i, (loss, reference)) in losses.chunks_exact(2).zip(reference.chunks_exact(2)).enumerate() {
+            let pair = preference(
+                Pair {
+                    chosen: -loss[0],
+                    rejected: -loss[1],
+                    reference_chosen: reference[0],
+                    reference_rejected: reference[1],
+                },
+                beta,
+            );
+            // A token's loss is minus its part of the score.
+            let rows = weights[2 * i * length..2 * (i + 1) * length].chunks_exact_mut(length);
+            for (row, factor) in rows.zip([-pair.slope, pair.slope]) {
+                row.iter_mut().for_each(|weight| *weight *= factor as f32);
+            }
+            pairs.push(pair);
         }
-        let Some(teacher) = &self.teacher else { return Err(DistillError::NoTeacher(self.loss.name())) };
-        Ok(Some(TeacherStates { states: flat(teacher.states(ids)?), head: teacher.output()? }))
+        Ok(Some((weights, pairs)))
+    }
+
+    fn head(&self, model: &M) -> Result<OutputHead> {
+        let head = model.output()?;
+        Ok(OutputHead { matrix: head.matrix.inner(), softcap: head.softcap })
     }
 
     /// Loss of the step and the gradient of every slot.
-    fn gradients(&mut self, rows: &[Row], length: usize, total_weight: f64) -> Result<(f64, Vec<Option<Values>>)> {
+    fn gradients(&mut self, rows: &[Row], length: usize, total: f64) -> Result<Found> {
         let batches: Vec<&[Row]> = self.micro_batches(rows).collect();
         let leaves = |slots: &[Slot]| -> Vec<Values> {
             slots.iter().map(|slot| each_rank!(slot.value.clone(), x => Tensor::from_inner(x).require_grad())).collect()
         };
-        let mut loss = 0.0;
-        let mut sums: Vec<Option<Values>> = vec![None; self.slots.len()];
+        let mut all = Found { loss: 0.0, gradients: vec![None; self.slots.len()], pairs: Vec::new() };
         // In the order of the batches, however many run at a time.
         let (step, mut seen) = (self.step, 0);
         let bad = || {
@@ -288,38 +478,41 @@ impl<M: LanguageModel + Clone> Trainer<M> {
             found
                 .map_or("every weight is a number".into(), |slot| format!("the weight `{}` is not a number", slot.name))
         };
-        let mut gather = |(part, gradients): (f64, Vec<Option<Values>>), rows: usize| -> Result<()> {
-            if !part.is_finite() {
+        let mut gather = |part: Found, rows: usize| -> Result<()> {
+            if !part.loss.is_finite() {
                 let what = format!("the loss of rows {seen} to {} of the batch ({})", seen + rows - 1, bad());
-                return Err(DistillError::NotFinite { step, what, value: part });
+                return Err(DistillError::NotFinite { step, what, value: part.loss });
             }
             seen += rows;
-            loss += part;
-            for (sum, gradient) in sums.iter_mut().zip(gradients) {
+            all.loss += part.loss;
+            all.pairs.extend(part.pairs);
+            for (sum, gradient) in all.gradients.iter_mut().zip(part.gradients) {
                 if let Some(gradient) = gradient {
                     add(sum, gradient);
                 }
             }
             Ok(())
         };
+        let bf16 = self.options.precision == Precision::Bf16;
         if self.workers.is_empty() || batches.len() == 1 {
             let leaves = leaves(&self.slots);
-            put(&mut self.model, &self.slots, &leaves);
             for batch in batches {
-                gather(self.batch_gradients(&self.model, batch, length, total_weight, &leaves)?, batch.len())?;
+                // Anew for every batch: what is rounded is part of its graph, and a graph is run back once.
+                put(&mut self.model, &self.slots, &leaves, bf16);
+                gather(self.batch_gradients(&self.model, batch, length, total, &leaves)?, batch.len())?;
             }
-            return Ok((loss, sums));
+            return Ok(all);
         }
         // Leaves of their own keep the graphs of the workers apart.
         let own: Vec<Vec<Values>> = self.workers.iter().map(|_| leaves(&self.slots)).collect();
-        for (worker, leaves) in self.workers.iter_mut().zip(&own) {
-            put(&mut worker.model, &self.slots, leaves);
-        }
         for wave in batches.chunks(self.workers.len()) {
+            for (worker, leaves) in self.workers.iter_mut().zip(&own) {
+                put(&mut worker.model, &self.slots, leaves, bf16);
+            }
             let this = &*self;
             let results: Vec<_> = std::thread::scope(|scope| {
                 let run = |((batch, worker), leaves): ((&&[Row], &Worker<M>), &Vec<Values>)| {
-                    worker.pool.install(|| this.batch_gradients(&worker.model, batch, length, total_weight, leaves))
+                    worker.pool.install(|| this.batch_gradients(&worker.model, batch, length, total, leaves))
                 };
                 let started: Vec<_> =
                     wave.iter().zip(&self.workers).zip(&own).map(|job| scope.spawn(move || run(job))).collect();
@@ -332,45 +525,58 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                 }
             }
         }
-        Ok((loss, sums))
+        Ok(all)
     }
 
     /// Loss and gradients of one micro-batch.
-    fn batch_gradients(
-        &self,
-        model: &M,
-        rows: &[Row],
-        length: usize,
-        total_weight: f64,
-        leaves: &[Values],
-    ) -> Result<(f64, Vec<Option<Values>>)> {
-        let mut sums: Vec<Option<Values>> = vec![None; leaves.len()];
-        let (ids, labels, weights, known) = inputs(rows, length);
-        let teacher = self.teacher_states(&ids)?;
-        let scored = Scored { labels: &labels, weights: weights.as_deref(), normaliser: total_weight, known: &known };
-        let head = inner_head(model)?;
-        let output = self.slots.iter().position(|slot| slot.name == model.output_parameter());
-        let score = |states: Tensor<3>| {
+    fn batch_gradients(&self, model: &M, rows: &[Row], length: usize, total: f64, leaves: &[Values]) -> Result<Found> {
+        let mut gradients: Vec<Option<Values>> = vec![None; leaves.len()];
+        let inputs = Inputs::new(rows, length);
+        let head = self.head(model)?;
+        let slot = |wanted: &str| self.slots.iter().position(|slot| slot.name == wanted);
+        let output = slot(model.output_parameter());
+        let mut pairs = None;
+        let mut score = |states: Tensor<3>, teacher: Option<&TeacherStates>| {
             let states = flat(states.inner());
             let chunk = self.chunk(&states);
-            fused_head(states, &head, teacher.as_ref(), &scored, &*self.loss, chunk, output.is_some())
+            let (weights, found) = self.pair_weights(&states, &head, &inputs, chunk)?.unzip();
+            pairs = found;
+            let scored = inputs.scored(weights.as_deref(), total);
+            fused_head(states, &head, teacher, &scored, &*self.loss, chunk, output.is_some())
         };
-        let (loss, matrix) = if self.options.checkpoint_blocks {
-            backward_by_blocks(model, &ids, leaves, &mut sums, score)?
+        let (mut loss, matrix) = if self.options.checkpoint_blocks {
+            let teacher = match self.loss.needs_teacher() {
+                true => Some(self.teacher_states(self.teacher_or_error()?.states(&inputs.ids)?)?),
+                false => None,
+            };
+            let score = |states| score(states, teacher.as_ref());
+            backward_by_blocks(model, &inputs.ids, leaves, &mut gradients, score)?
         } else {
-            let states = model.states(&ids)?;
-            let found = score(states.clone())?;
-            backward(&states, found.states, leaves, &mut sums);
-            (found.loss, found.matrix)
+            let map = slot(MAP).map(|place| match &leaves[place] {
+                Values::Matrix(x) => x,
+                Values::Vector(_) => unreachable!("the map of states is a matrix"),
+            });
+            let (states, sides) = self.look(model, &inputs, map)?;
+            let found = score(states.clone(), sides.teacher.as_ref())?;
+            // A mean over the tokens of this batch, which are a part of all.
+            let layers = sides.layers.map(|layers| layers.mul_scalar(inputs.weight() / total));
+            let added = layers.as_ref().map_or(0.0, |layers| f64::from(layers.clone().into_scalar::<f32>()));
+            backward(&states, found.states, layers, leaves, &mut gradients);
+            (found.loss + added, found.matrix)
         };
-        if let (Some(output), Some(matrix)) = (output, matrix) {
-            add(&mut sums[output], Values::Matrix(matrix));
+        if let Some(pairs) = &pairs {
+            // What the weighed tokens come to has the gradient of the loss, not its value.
+            loss = pairs.iter().map(|pair| pair.loss).sum::<f64>() / total;
         }
-        Ok((loss, sums))
+        if let (Some(output), Some(matrix)) = (output, matrix) {
+            add(&mut gradients[output], Values::Matrix(matrix));
+        }
+        Ok(Found { loss, gradients, pairs: pairs.unwrap_or_default() })
     }
 
     /// Checks, clips, and moves the weights.
-    fn apply(&mut self, loss: f64, gradients: Vec<Option<Values>>, tokens: u64) -> Result<StepReport> {
+    fn apply(&mut self, found: Found, tokens: u64) -> Result<StepReport> {
+        let Found { loss, gradients, pairs } = found;
         let step = self.step;
         if let Some(mean) = self.mean_loss
             && loss > mean + self.options.spike
@@ -408,87 +614,18 @@ impl<M: LanguageModel + Clone> Trainer<M> {
         self.tokens += tokens;
         let mean_loss = self.mean_loss.map_or(loss, |mean| 0.95 * mean + 0.05 * loss);
         self.mean_loss = Some(mean_loss);
-        Ok(StepReport { step, loss, mean_loss, gradient_norm, rate, tokens })
+        Ok(StepReport { step, loss, mean_loss, gradient_norm, rate, tokens, preferences: Preferences::of(&pairs) })
     }
 
     /// Gives all models the present weights, outside any graph.
     fn release(&mut self) {
         let values: Vec<Values> =
             self.slots.iter().map(|slot| each_rank!(slot.value.clone(), x => Tensor::from_inner(x))).collect();
-        put(&mut self.model, &self.slots, &values);
+        let bf16 = self.options.precision == Precision::Bf16;
+        put(&mut self.model, &self.slots, &values, bf16);
         for worker in &mut self.workers {
-            put(&mut worker.model, &self.slots, &values);
+            put(&mut worker.model, &self.slots, &values, bf16);
         }
-    }
-
-    /// Everything that the rest of the run depends on, the data apart.
-    pub fn snapshot(&self) -> Result<Snapshot> {
-        let mut tensors = Vec::with_capacity(3 * self.slots.len());
-        for slot in &self.slots {
-            tensors.push(saved(format!("weight.{}", slot.name), slot.value.clone())?);
-            if let Some(means) = &slot.means {
-                let (first, second) = match means.clone() {
-                    Means::Vector(m) => (Values::Vector(m.first), Some(Values::Vector(m.second))),
-                    Means::Matrix(m) => (Values::Matrix(m.first), Some(Values::Matrix(m.second))),
-                    Means::Momentum(sum) => (Values::Matrix(sum), None),
-                };
-                tensors.push(saved(format!("first.{}", slot.name), first)?);
-                if let Some(second) = second {
-                    tensors.push(saved(format!("second.{}", slot.name), second)?);
-                }
-            }
-        }
-        Ok(Snapshot { tensors, place: Place { step: self.step, tokens: self.tokens, mean_loss: self.mean_loss } })
-    }
-
-    /// Goes back to a snapshot of a run with the same trained parameters.
-    pub fn restore(&mut self, snapshot: Snapshot) -> Result<()> {
-        let mut held: HashMap<String, SavedTensor> =
-            snapshot.tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        let device = self.model.device().without_autodiff();
-        let mut restored = Vec::with_capacity(self.slots.len());
-        for slot in &self.slots {
-            let mut take = |kind: &str| -> Result<Option<Values>> {
-                let Some(tensor) = held.remove(&format!("{kind}.{}", slot.name)) else { return Ok(None) };
-                let expected = each_rank!(&slot.value, x -> x.dims().to_vec());
-                if tensor.shape != expected {
-                    let (name, found) = (&slot.name, &tensor.shape);
-                    return Err(DistillError::State(format!("`{name}` has shape {found:?}, expected {expected:?}")));
-                }
-                let data = burn::tensor::TensorData::new(tensor.values, tensor.shape);
-                Ok(Some(match &slot.value {
-                    Values::Vector(_) => Values::Vector(Tensor::from_data(data, &device)),
-                    Values::Matrix(_) => Values::Matrix(Tensor::from_data(data, &device)),
-                }))
-            };
-            let Some(value) = take("weight")? else {
-                return Err(DistillError::State(format!("`{}` is missing", slot.name)));
-            };
-            let means = match (take("first")?, take("second")?) {
-                (Some(Values::Vector(first)), Some(Values::Vector(second))) => {
-                    Some(Means::Vector(Moments { first, second }))
-                }
-                (Some(Values::Matrix(first)), Some(Values::Matrix(second))) => {
-                    Some(Means::Matrix(Moments { first, second }))
-                }
-                (Some(Values::Matrix(sum)), None) if self.options.muon.is_some() && slot.hidden => {
-                    Some(Means::Momentum(sum))
-                }
-                (None, None) => None,
-                _ => return Err(DistillError::State(format!("`{}` has half of its optimiser state", slot.name))),
-            };
-            restored.push((value, means));
-        }
-        if let Some(name) = held.keys().min() {
-            return Err(DistillError::State(format!("`{name}` belongs to no parameter of this run")));
-        }
-        for (slot, (value, means)) in self.slots.iter_mut().zip(restored) {
-            (slot.value, slot.means) = (value, means);
-        }
-        let Place { step, tokens, mean_loss } = snapshot.place;
-        (self.step, self.tokens, self.mean_loss) = (step, tokens, mean_loss);
-        self.release();
-        Ok(())
     }
 }
 
@@ -527,137 +664,52 @@ impl Slot {
     }
 }
 
-/// A run's place and tensors, ready to be written to a file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Snapshot {
-    /// Weights and optimiser state.
-    pub tensors: Vec<SavedTensor>,
-    /// How far the run is.
-    pub place: Place,
+/// The name under which the map of the layer loss `states` is kept.
+const MAP: &str = "layers.map";
+
+/// Loss, gradients of all slots, and what pairs of answers gave.
+struct Found {
+    loss: f64,
+    gradients: Vec<Option<Values>>,
+    pairs: Vec<Preference>,
 }
 
-/// How far a run is.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Place {
-    /// Steps done.
-    pub step: u64,
-    /// Predictions learnt from.
-    pub tokens: u64,
-    /// Running mean of the losses.
-    pub mean_loss: Option<f64>,
+/// What the student is compared with.
+struct Sides {
+    teacher: Option<TeacherStates>,
+    layers: Option<Tensor<1>>,
 }
 
-/// A tensor on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SavedTensor {
-    /// `weight.`, `first.` or `second.` and the parameter's name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its values, row-major.
-    pub values: Vec<f32>,
-}
-
-fn saved(name: String, values: Values) -> Result<SavedTensor> {
-    let (shape, data) = each_rank!(values, x -> (x.dims().to_vec(), x.into_data()));
-    let values = data.convert::<f32>().try_to_vec::<f32>();
-    let values = values.map_err(|error| DistillError::State(format!("`{name}`: {error:?}")))?;
-    Ok(SavedTensor { name, shape, values })
-}
-
-/// Gives a model these tensors for its trained parameters.
-fn put<M: LanguageModel>(model: &mut M, slots: &[Slot], values: &[Values]) {
+/// Gives a model these tensors for its trained parameters; matrices of blocks rounded if `bf16`.
+fn put<M: LanguageModel>(model: &mut M, slots: &[Slot], values: &[Values], bf16: bool) {
     let mut of: HashMap<&str, &Values> = slots.iter().map(|slot| slot.name.as_str()).zip(values).collect();
+    let output = model.output_parameter();
     for (name, parameter) in model.parameters_mut() {
         match (parameter, of.remove(name.as_str())) {
             (ParameterMut::Vector(place), Some(Values::Vector(x))) => *place = x.clone(),
-            (ParameterMut::Matrix(place), Some(Values::Matrix(x))) => *place = x.clone(),
+            (ParameterMut::Matrix(place), Some(Values::Matrix(x))) => {
+                let rounded = bf16 && rounds(&name, output);
+                *place = if rounded { x.clone().cast(DType::BF16) } else { x.clone() };
+            }
             _ => {}
         }
     }
 }
 
-fn inner_head<M: LanguageModel>(model: &M) -> Result<kindling_core::OutputHead> {
-    let head = model.output()?;
-    Ok(kindling_core::OutputHead { matrix: head.matrix.inner(), softcap: head.softcap })
+/// Whether a matrix lies between hidden states: it neither embeds nor predicts tokens.
+fn is_hidden(name: &str, output: &str) -> bool {
+    name != output && !name.contains("embed")
+}
+
+/// Whether a matrix is rounded in mixed precision: those of blocks, but not adapters, which are small.
+fn rounds(name: &str, output: &str) -> bool {
+    is_hidden(name, output) && !name.contains(".lora_")
 }
 
 /// `[rows, tokens, features]` → `[rows · tokens, features]`.
 fn flat(x: Tensor<3>) -> Tensor<2> {
     let [rows, tokens, features] = x.dims();
     x.reshape([rows * tokens, features])
-}
-
-/// Sends `gradient` of `y` back and adds what arrives at the leaves.
-fn backward(
-    y: &Tensor<3>,
-    gradient: Tensor<2>,
-    leaves: &[Values],
-    sums: &mut [Option<Values>],
-) -> burn::tensor::Gradients {
-    // A sum with constant weights has just these weights as its gradient.
-    let weights = Tensor::from_inner(gradient.reshape(y.dims()));
-    let mut grads = (y.clone() * weights).sum().backward();
-    for (leaf, sum) in leaves.iter().zip(sums) {
-        let found = match leaf {
-            Values::Vector(x) => x.grad_remove(&mut grads).map(Values::Vector),
-            Values::Matrix(x) => x.grad_remove(&mut grads).map(Values::Matrix),
-        };
-        if let Some(found) = found {
-            add(sum, found);
-        }
-    }
-    grads
-}
-
-/// As [`backward`], and returns the gradient of `x`.
-fn backward_to(
-    y: &Tensor<3>,
-    gradient: Tensor<2>,
-    leaves: &[Values],
-    sums: &mut [Option<Values>],
-    x: &Tensor<3>,
-) -> Result<Tensor<3>> {
-    let mut grads = backward(y, gradient, leaves, sums);
-    x.grad_remove(&mut grads).ok_or_else(|| DistillError::Input("a block does not depend on its input".into()))
-}
-
-/// Forward with the inputs of blocks kept only; then block by block back.
-fn backward_by_blocks(
-    model: &dyn LanguageModel,
-    ids: &[Vec<u32>],
-    leaves: &[Values],
-    sums: &mut [Option<Values>],
-    score: impl FnOnce(Tensor<3>) -> Result<crate::head::HeadGradients>,
-) -> Result<(f64, Option<Tensor<2>>)> {
-    let embedded = model.embed(ids)?;
-    let mut inputs = vec![embedded.clone().inner()];
-    for index in 0..model.block_count() {
-        let x = Tensor::from_inner(inputs[index].clone());
-        inputs.push(model.block(index, x, None)?.inner());
-    }
-    let leaf = |x: &Tensor<3>| Tensor::from_inner(x.clone()).require_grad();
-    let last = leaf(&inputs[model.block_count()]);
-    let states = model.last_norm(last.clone());
-    let found = score(states.clone())?;
-    let mut gradient = backward_to(&states, found.states, leaves, sums, &last)?;
-    for index in (0..model.block_count()).rev() {
-        let x = leaf(&inputs[index]);
-        let y = model.block(index, x.clone(), None)?;
-        gradient = backward_to(&y, flat(gradient), leaves, sums, &x)?;
-    }
-    if embedded.is_tracked() {
-        backward(&embedded, flat(gradient), leaves, sums);
-    }
-    Ok((found.loss, found.matrix))
-}
-
-fn add(sum: &mut Option<Values>, more: Values) {
-    *sum = Some(match (sum.take(), more) {
-        (Some(Values::Vector(a)), Values::Vector(b)) => Values::Vector(a + b),
-        (Some(Values::Matrix(a)), Values::Matrix(b)) => Values::Matrix(a + b),
-        (_, more) => more,
-    });
 }
 
 /// Predictions per row and the sum of all weights.
@@ -689,18 +741,41 @@ fn check_rows(rows: &[Row]) -> Result<(usize, f64)> {
     Ok((length - 1, total))
 }
 
-type Inputs = (Vec<Vec<u32>>, Vec<u32>, Option<Vec<f32>>, Known);
+/// The rows of a micro-batch, one after the other.
+struct Inputs {
+    /// What the model reads.
+    ids: Vec<Vec<u32>>,
+    /// What it should predict.
+    labels: Vec<u32>,
+    /// What each prediction counts; `None`: 1.
+    weights: Option<Vec<f32>>,
+    /// What else is known of them.
+    known: Known,
+}
 
-/// What the model reads, what it should predict, what each prediction counts, and what else is known of it.
-fn inputs(rows: &[Row], length: usize) -> Inputs {
-    let ids = rows.iter().map(|row| row.ids[..length].to_vec()).collect();
-    let labels = rows.iter().flat_map(|row| row.ids[1..].iter().copied()).collect();
-    let weighted = rows.iter().any(|row| row.weights.is_some());
-    let weights = weighted
-        .then(|| rows.iter().flat_map(|row| row.weights.clone().unwrap_or_else(|| vec![1.0; length])).collect());
-    let mut known = Known::Nothing;
-    rows.iter().for_each(|row| known.extend(&row.known));
-    (ids, labels, weights, known)
+impl Inputs {
+    fn new(rows: &[Row], length: usize) -> Self {
+        let ids = rows.iter().map(|row| row.ids[..length].to_vec()).collect();
+        let labels = rows.iter().flat_map(|row| row.ids[1..].iter().copied()).collect();
+        let weighted = rows.iter().any(|row| row.weights.is_some());
+        let weight = |row: &Row| row.weights.clone().unwrap_or_else(|| vec![1.0; length]);
+        let weights = weighted.then(|| rows.iter().flat_map(weight).collect());
+        let mut known = Known::Nothing;
+        rows.iter().for_each(|row| known.extend(&row.known));
+        Self { ids, labels, weights, known }
+    }
+
+    /// The sum of all weights.
+    fn weight(&self) -> f64 {
+        let sum = |weights: &Vec<f32>| weights.iter().map(|&w| f64::from(w)).sum();
+        self.weights.as_ref().map_or(self.labels.len() as f64, sum)
+    }
+
+    /// With `weights` in place of its own, if there are some.
+    fn scored<'a>(&'a self, weights: Option<&'a [f32]>, normaliser: f64) -> Scored<'a> {
+        let weights = weights.or(self.weights.as_deref());
+        Scored { labels: &self.labels, weights, normaliser, known: &self.known }
+    }
 }
 
 #[cfg(test)]

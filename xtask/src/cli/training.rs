@@ -1,8 +1,11 @@
-//! `pretrain`, `capture`, `distill`, `heal`.
+//! `pretrain`, `capture`, `distill`, `heal`, `align`.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use kindling_core::options::unknown;
+use kindling_distill::Precision;
+use kindling_distill::loss::layers::METHODS as LAYER_METHODS;
 
 use super::*;
 
@@ -101,6 +104,7 @@ Examples:
   cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half
   cargo xtask distill --teacher ./llama --student ./small --text books --loss jsd --on-policy 0.5 --out ./taught
   cargo xtask distill --teacher ./llama --student ./small --text books --loss minillm --out ./taught
+  cargo xtask distill --teacher ./llama --keep-blocks 1,3,5 --text books --layers states=1 --out ./half
   cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
 pub(crate) struct Distill {
     /// Directory of the teacher's checkpoint.
@@ -133,9 +137,18 @@ pub(crate) struct Heal {
     /// Directory of the model before compression; not needed for the loss `cross-entropy`.
     #[arg(long, value_name = "DIR")]
     pub(crate) teacher: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) adapter: Adapter,
+    #[command(flatten)]
+    pub(crate) training: Training,
+}
+
+/// What learns.
+#[derive(Debug, Args)]
+pub(crate) struct Adapter {
     /// What learns: an adapter beside the weights, or (none) the weights themselves, which must be dense.
-    #[arg(long, value_enum, default_value_t = AdapterKind::Lora)]
-    pub(crate) adapter: AdapterKind,
+    #[arg(long = "adapter", value_enum, default_value_t = AdapterKind::Lora)]
+    pub(crate) kind: AdapterKind,
     /// Rows of the adapter's small matrix.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     pub(crate) rank: usize,
@@ -151,8 +164,117 @@ pub(crate) struct Heal {
     /// Add the adapter to the weights in the end and write a whole checkpoint. Quantised weights become dense by it.
     #[arg(long)]
     pub(crate) merge: bool,
+}
+
+/// Teach a model which of two answers is better, or (--loss cross-entropy) to answer like the better ones.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A line of --pairs is one of
+  {\"prompt\": \"…\", \"chosen\": \"…\", \"rejected\": \"…\"}
+  {\"prompt\": \"…\", \"answers\": [{\"text\": \"…\", \"score\": 8.5}, …]}    the best one against a random other
+  {\"prompt\": \"…\", \"chosen\": \"…\"}                             for --loss cross-entropy
+A prompt may be a list of messages ({\"role\", \"content\"}) for a model with a chat template.
+
+Examples:
+  cargo xtask align --model ./llama --pairs answers.jsonl --loss cross-entropy --adapter none --out ./taught
+  cargo xtask align --model ./taught --pairs answers.jsonl --beta 0.1 --merge --out ./aligned")]
+pub(crate) struct Align {
+    /// Directory of the checkpoint; as it is, it is the reference that the model is kept near.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Prompts and answers, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pairs: PathBuf,
+    /// What is learnt: which answer is better (direct preference optimisation), or the better one as it is.
+    #[arg(long, value_enum, default_value_t = AlignLoss::Dpo)]
+    pub(crate) loss: AlignLoss,
+    /// How near to the reference the model stays: larger is nearer.
+    #[arg(long, value_name = "X", default_value_t = 0.1, value_parser = positive)]
+    pub(crate) beta: f64,
     #[command(flatten)]
-    pub(crate) training: Training,
+    pub(crate) adapter: Adapter,
+    /// How often all pairs are gone through.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub(crate) epochs: usize,
+    /// Pairs in a step.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub(crate) pairs_per_step: usize,
+    /// Pairs that run through the model at a time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub(crate) micro_pairs: usize,
+    /// Tokens of prompt and answer at most: prompts lose their beginning, and longer answers are left out.
+    #[arg(long, value_name = "TOKENS", default_value_t = 1024, value_parser = at_least_two)]
+    pub(crate) length: usize,
+    /// The highest learning rate.
+    #[arg(long, value_name = "X", default_value_t = 5e-5, value_parser = positive)]
+    pub(crate) rate: f64,
+    /// The share of steps until it is reached.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
+    pub(crate) warmup: f64,
+    /// Longer gradients are scaled down to this norm.
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    pub(crate) clip: f64,
+    /// Keep the inputs of blocks only and run them again on the way back: memory for time.
+    #[arg(long)]
+    pub(crate) checkpoint_blocks: bool,
+    /// In what the blocks multiply; weights and sums are f32 in any case.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub(crate) precision: PrecisionArg,
+    /// Folder of the run: checkpoints on the way, the result in the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Seed of every random choice.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub(crate) seed: u64,
+    /// Go on after the last checkpoint.
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace what an earlier run left in the folder.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `align` learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AlignLoss {
+    /// The better of two answers.
+    Dpo,
+    /// The better answer as it is.
+    CrossEntropy,
+}
+
+/// In what the blocks multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionArg {
+    /// Nothing is rounded.
+    F32,
+    /// Weights and what meets them are rounded: faster on GPUs with units for it, slower on a processor.
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Self {
+        match arg {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+/// `states=0.5`, or a name alone that counts 1.
+fn layer_loss(text: &str) -> Result<(String, f64), String> {
+    let (name, weight) = text.split_once('=').unwrap_or((text, "1"));
+    let known = LAYER_METHODS.iter().map(|entry| entry.name).collect::<Vec<_>>();
+    if !known.contains(&name) {
+        return Err(unknown("layer loss", name, &known));
+    }
+    match weight.parse::<f64>() {
+        Ok(weight) if weight > 0.0 && weight.is_finite() => Ok((name.to_string(), weight)),
+        _ => Err(format!("`{weight}` is no weight: a number above 0 is needed, as in {name}=1")),
+    }
 }
 
 /// What learns in `heal`.
@@ -223,6 +345,18 @@ pub(crate) struct Training {
     /// Of `cakld`: the share of the reverse divergence.
     #[arg(long, value_name = "X", default_value_t = 0.5, value_parser = fraction)]
     pub(crate) gamma: f64,
+    /// Compare layers, too: names and what each counts, as states=1,relations=0.5; `cargo xtask list` names all.
+    #[arg(long, value_name = "NAME=WEIGHT", value_delimiter = ',', value_parser = layer_loss)]
+    pub(crate) layers: Vec<(String, f64)>,
+    /// Of the layer loss `relations`: heads that the features of both models are cut into.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub(crate) relation_heads: usize,
+    /// Of the layer losses `attention` and `relations`: the teacher's block, from 0 (default: the last one).
+    #[arg(long, value_name = "N")]
+    pub(crate) teacher_block: Option<usize>,
+    /// In what the blocks multiply; weights and sums are f32 in any case.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub(crate) precision: PrecisionArg,
     /// Steps.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = at_least_one)]
     pub(crate) steps: usize,

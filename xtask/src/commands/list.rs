@@ -3,6 +3,7 @@
 use anyhow::Result;
 use kindling_core::{DrafterEntry, MethodEntry, Needs};
 use kindling_distill::loss::LossEntry;
+use kindling_distill::loss::layers::LayerEntry;
 use serde::Serialize;
 
 use crate::cli::List;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &List) -> Result<()> {
     let rows: Vec<Row> =
         SHELVES.iter().flat_map(|shelf| shelf.methods.iter().map(|method| row(shelf.krate, method))).collect();
     let rows = rows.into_iter().chain(kindling_distill::loss::METHODS.iter().map(loss));
+    let rows = rows.chain(kindling_distill::loss::layers::METHODS.iter().map(layer_loss));
     let rows: Vec<Row> = rows.chain(kindling_specdec::METHODS.iter().map(drafter)).collect();
     if args.json {
         return output::json(&rows);
@@ -47,6 +49,17 @@ fn loss(entry: &LossEntry) -> Row {
         family: "distillation loss",
         paper: entry.paper,
         needs: if entry.needs_teacher { "teacher" } else { "text" },
+        summary: entry.summary,
+    }
+}
+
+fn layer_loss(entry: &LayerEntry) -> Row {
+    Row {
+        name: entry.name,
+        krate: "kindling-distill",
+        family: "loss of layers",
+        paper: entry.paper,
+        needs: "teacher",
         summary: entry.summary,
     }
 }

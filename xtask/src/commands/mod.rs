@@ -1,5 +1,6 @@
 //! One command per file.
 
+mod align;
 mod bench;
 mod capture;
 mod compress;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: Command, device: DeviceName) -> Result<()> {
         Command::Capture(args) => capture::run(&args, device),
         Command::Distill(args) => distill::run(&args, device),
         Command::Heal(args) => heal::run(&args, device),
+        Command::Align(args) => align::run(&args, device),
         Command::RandomCheckpoint(args) => random_checkpoint::run(&args),
         Command::Index(args) => index::run(&args),
         Command::Bench(args) => bench::run(&args, device),

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kindling_core::Cx;
 use kindling_distill::loss::CrossEntropy;
-use kindling_distill::{Batches, Known, Row, Schedule, TokenWindows, TrainOptions, Trainer};
+use kindling_distill::{Batches, Known, LayerOptions, Row, Schedule, TokenWindows, TrainOptions, Trainer};
 use kindling_model::checkpoint::DType;
 use kindling_model::checkpoint::atomic::atomic_write;
 use kindling_model::random::{RandomFormat, random_checkpoint};
@@ -147,6 +147,8 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         workers: rayon::current_num_threads(),
         checkpoint_blocks: config.train.checkpoint_blocks,
         spike: config.train.spike,
+        layers: LayerOptions::default(),
+        precision: config.train.precision,
     };
     let mut trainer = Trainer::new(model, None, Box::new(CrossEntropy), options, &|_| true).or_user()?;
     let window = config.stage[0].length.max(2);

@@ -3,15 +3,17 @@
 use kindling_core::{MethodEntry, Needs};
 
 use super::Violation;
-use super::workspace::Crate;
+use super::workspace::{Crate, Source};
 
 const BEGIN: &str = "<!-- methods:begin -->";
 const END: &str = "<!-- methods:end -->";
 
-/// Every file that defines a method is in the crate's `METHODS`, and every entry there has its file.
+/// How files begin what describes a method.
+const ENTRIES: [&str; 4] = ["= MethodEntry {", "= LossEntry {", "= LayerEntry {", "= DrafterEntry {"];
+
+/// Every file that defines a method is in a list `METHODS` of the crate, and every entry there has its file.
 pub(super) fn list_matches_files(krate: &Crate) -> Vec<Violation> {
-    let defines =
-        |code: &str| ["= MethodEntry {", "= LossEntry {", "= DrafterEntry {"].iter().any(|entry| code.contains(entry));
+    let defines = |code: &str| ENTRIES.iter().any(|entry| code.contains(entry));
     let mut files: Vec<(&str, &str)> = krate
         .sources
         .iter()
@@ -20,17 +22,23 @@ pub(super) fn list_matches_files(krate: &Crate) -> Vec<Violation> {
         .collect();
     files.sort_unstable();
 
-    let list = krate.sources.iter().find_map(|source| Some((source, listed(&source.code_without_tests())?)));
-    let Some((source, listed)) = list else {
+    let list = |source| Some((source, listed(&Source::code_without_tests(source))?));
+    let lists: Vec<(&Source, Vec<String>)> = krate.sources.iter().filter_map(list).collect();
+    if lists.is_empty() {
         let no_list =
             |(_, path): &(&str, &str)| Violation::of(path, "defines a method, but the crate has no list `METHODS`");
         return files.iter().map(no_list).collect();
-    };
-    let missing = files.iter().filter(|(module, _)| !listed.iter().any(|name| name == module));
-    let missing = missing
-        .map(|(module, path)| Violation::of(path, format!("add `{module}::ENTRY` to `METHODS` in {}", source.path)));
-    let strange = listed.iter().filter(|name| !files.iter().any(|(module, _)| module == name));
-    let strange = strange.map(|name| {
+    }
+    let missing =
+        files.iter().filter(|(module, _)| !lists.iter().any(|(_, list)| list.iter().any(|name| name == module)));
+    let missing = missing.map(|(module, path)| {
+        // The list in the same folder, if there are several.
+        let folder = |path: &str| path.rsplit_once('/').map_or(String::new(), |(folder, _)| folder.to_string());
+        let near = lists.iter().find(|(source, _)| folder(&source.path) == folder(path)).unwrap_or(&lists[0]);
+        Violation::of(path, format!("add `{module}::ENTRY` to `METHODS` in {}", near.0.path))
+    });
+    let strange = lists.iter().flat_map(|(source, list)| list.iter().map(move |name| (source, name)));
+    let strange = strange.filter(|(_, name)| !files.iter().any(|(module, _)| module == name)).map(|(source, name)| {
         Violation::of(&source.path, format!("`METHODS` lists `{name}`, but no file {name}.rs defines an entry"))
     });
     missing.chain(strange).collect()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use kindling_distill::{AdamW, Decay, Muon};
+use kindling_distill::{AdamW, Decay, Muon, Precision};
 use kindling_model::tasks::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -83,6 +83,9 @@ pub(crate) struct TrainPart {
     /// Steps between two checkpoints.
     #[serde(default = "default_checkpoint_every")]
     pub checkpoint_every: u64,
+    /// In what the blocks multiply.
+    #[serde(default, skip_serializing_if = "is_f32")]
+    pub precision: Precision,
     /// Evaluations without a better one after which the run ends; 0: never.
     #[serde(default)]
     pub patience: u64,
@@ -121,6 +124,10 @@ impl Stage {
     }
 }
 
+/// Left out of what identifies a run, as before there was a choice.
+fn is_f32(precision: &Precision) -> bool {
+    *precision == Precision::F32
+}
 fn default_other() -> f32 {
     0.1
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use kindling_core::{Cx, LanguageModel};
+use kindling_distill::trainer::Preferences;
 use kindling_distill::{Row, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,9 @@ pub(crate) struct LogLine {
     pub rate: f64,
     /// Predictions per second since the process began.
     pub tok_s: f64,
+    /// What pairs of answers gave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preferences: Option<Preferences>,
     /// What an evaluation gave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<f64>,
@@ -108,6 +112,7 @@ pub(crate) fn run<M: LanguageModel + Clone>(
             gradient_norm: report.gradient_norm,
             rate: report.rate,
             tok_s,
+            preferences: report.preferences,
             held_out: evaluated,
         })?;
         if let Some(figure) = evaluated {

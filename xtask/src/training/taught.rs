@@ -9,7 +9,7 @@ use kindling_core::{Cx, LanguageModel};
 use kindling_distill::loss::{LossOptions, build};
 use kindling_distill::store::{StoreBatches, StoreReader};
 use kindling_distill::{
-    AdamW, Decay, MiniLlm, OnPolicy, Sampling, Schedule, TextBatches, TokenWindows, TrainOptions, Trainer,
+    AdamW, Decay, LayerOptions, MiniLlm, OnPolicy, Sampling, Schedule, TextBatches, TokenWindows, TrainOptions, Trainer,
 };
 use kindling_model::adapter::{self, AdapterConfig};
 use kindling_model::checkpoint::atomic::atomic_write;
@@ -73,7 +73,16 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     let options = loss_options(args)?;
     let loss = build(&options).or_user()?;
     let tokenizer = tokens::tokenizer(&pupil.files)?;
-    let asked = loss.needs_teacher() || args.teacher_writes;
+    let layers = LayerOptions {
+        weights: args.layers.iter().cloned().collect(),
+        relation_heads: args.relation_heads,
+        teacher_block: args.teacher_block,
+        seed: args.seed,
+    };
+    if !layers.weights.is_empty() && teacher.is_none() {
+        return Err(user("--layers compares with a teacher: name its folder with --teacher"));
+    }
+    let asked = loss.needs_teacher() || args.teacher_writes || !layers.weights.is_empty();
     if let (Some(teacher), true) = (teacher, asked) {
         let theirs = tokens::tokenizer(teacher)?;
         if theirs.fingerprint() != tokenizer.fingerprint() {
@@ -105,6 +114,8 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         "texts": args.texts,
         "epochs": args.epochs,
         "loss": options,
+        "layers": layers,
+        "precision": kindling_distill::Precision::from(args.precision),
         "steps": args.steps,
         "rows": args.rows,
         "length": args.length,
@@ -142,6 +153,8 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         workers: rayon::current_num_threads(),
         checkpoint_blocks: args.checkpoint_blocks,
         spike: 5.0,
+        layers,
+        precision: args.precision.into(),
     };
     let with_adapter = pupil.adapter.is_some();
     let teacher = teacher.filter(|_| asked).map(|model| Box::new(model) as Box<dyn LanguageModel>);
@@ -163,33 +176,23 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     };
     run::run(&mut trainer, &mut |step, trainer| source.rows(step, trainer), &plan, &cx, &mut |_| Ok(0.0))?;
 
-    let after = measure(trainer.model())?;
+    let (steps, tokens) = (trainer.steps_done(), trainer.tokens_seen());
+    let mut model = trainer.into_model();
+    let after = measure(&model)?;
     let lines = run::read_log(&args.out.join("log.jsonl"))?;
     let summary = Summary {
         loss: args.loss.clone(),
-        steps: trainer.steps_done(),
-        tokens: trainer.tokens_seen(),
+        steps,
+        tokens,
         trained_parameters: trained,
         final_loss: lines.last().map(|line| line.mean_loss),
         perplexity: before.zip(after).map(|(before, after)| Perplexities { teacher: of_teacher, before, after }),
-        command: std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word),
+        command: command_line(),
     };
-    let mut model = trainer.into_model();
-    match &pupil.adapter {
-        Some(config) if !pupil.merge => {
-            adapter::save(&model, config, &pupil.files.dir().display().to_string(), &args.out)?;
-        }
-        adapter => {
-            if adapter.is_some() {
-                adapter::merge(&mut model)?;
-            }
-            write_checkpoint(&mut model, &pupil.files, &pupil.kept, &args.out)?;
-        }
-    }
-    atomic_write(args.out.join("training.json"), (serde_json::to_string_pretty(&summary)? + "\n").as_bytes())?;
-    if let Some(svg) = curve::losses(&lines)? {
-        atomic_write(args.out.join("loss.svg"), svg.as_bytes())?;
-    }
+    let whole = pupil.adapter.is_none() || pupil.merge;
+    let kept = whole.then_some(pupil.kept.as_slice());
+    write_result(&mut model, &pupil.files, pupil.adapter.as_ref(), kept, &args.out)?;
+    write_log(&summary, &lines, &args.out)?;
     if args.json {
         return output::json(&summary);
     }
@@ -200,7 +203,43 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.out.display()))
 }
 
+/// The adapter; or, with the blocks that were `kept` (none: all), the weights with the adapter added.
+pub(crate) fn write_result(
+    model: &mut Decoder,
+    files: &ModelFiles,
+    adapter: Option<&AdapterConfig>,
+    kept: Option<&[usize]>,
+    out: &Path,
+) -> Result<()> {
+    match (adapter, kept) {
+        (Some(config), None) => Ok(adapter::save(model, config, &files.dir().display().to_string(), out)?),
+        (adapter, kept) => {
+            if adapter.is_some() {
+                adapter::merge(model)?;
+            }
+            write_checkpoint(model, files, kept.unwrap_or_default(), out)
+        }
+    }
+}
+
+/// `training.json` and the curve of the losses.
+pub(crate) fn write_log(summary: &impl Serialize, lines: &[run::LogLine], out: &Path) -> Result<()> {
+    atomic_write(out.join("training.json"), (serde_json::to_string_pretty(summary)? + "\n").as_bytes())?;
+    if let Some(svg) = curve::losses(lines)? {
+        atomic_write(out.join("loss.svg"), svg.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The command that was given, for a log.
+pub(crate) fn command_line() -> String {
+    std::env::args().skip(1).fold("cargo xtask".to_string(), |line, word| line + " " + &word)
+}
+
 fn loss_options(args: &Training) -> Result<LossOptions> {
+    if args.loss == "dpo" {
+        return Err(user("--loss dpo compares two answers to a prompt: `cargo xtask align` learns from such pairs"));
+    }
     let mut options = LossOptions {
         loss: args.loss.clone(),
         temperature: args.temperature,

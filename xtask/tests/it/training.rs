@@ -75,6 +75,20 @@ impl School {
     }
 }
 
+/// Begins a run, and ends it by a signal once its log has so many lines.
+fn stop_after(lines: usize, out: &str, arguments: &[&str], signal: &str) {
+    let mut child = command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    for _ in 0..5000 {
+        let seen = fs::read_to_string(format!("{out}/log.jsonl")).map_or(0, |text| text.lines().count());
+        if seen >= lines || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let _ = std::process::Command::new("kill").args([signal, &child.id().to_string()]).status();
+    child.wait().unwrap();
+}
+
 /// The log without its clocks.
 fn log(out: &str) -> Vec<Value> {
     let text = fs::read_to_string(format!("{out}/log.jsonl")).unwrap();
@@ -115,16 +129,7 @@ fn a_run_that_was_killed_goes_on_as_if_nothing_had_been() {
     let school = School::new();
     let whole = school.pretrained("whole");
     let out = school.desk.arg("killed");
-    let mut child = command(&school.arguments(&out, &[])).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    for _ in 0..2000 {
-        let lines = fs::read_to_string(format!("{out}/log.jsonl")).map_or(0, |text| text.lines().count());
-        if lines >= 5 || child.try_wait().unwrap().is_some() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    let _ = child.kill();
-    child.wait().unwrap();
+    stop_after(5, &out, &school.arguments(&out, &[]), "-KILL");
     let refused = xtask(&school.arguments(&out, &[])).mistake();
     assert!(refused.contains("--resume goes on with it"), "{refused}");
     xtask(&school.arguments(&out, &["--resume"])).success();
@@ -162,20 +167,7 @@ fn what_a_student_writes_is_the_same_after_an_interruption() {
         };
         run(&whole, &[]).success();
         let started = arguments(&out);
-        let mut child = command(&started.iter().map(String::as_str).collect::<Vec<_>>())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        for _ in 0..5000 {
-            let lines = fs::read_to_string(format!("{out}/log.jsonl")).map_or(0, |text| text.lines().count());
-            if lines >= 7 || child.try_wait().unwrap().is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        let _ = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-        child.wait().unwrap();
+        stop_after(7, &out, &started.iter().map(String::as_str).collect::<Vec<_>>(), "-INT");
         run(&out, &["--resume"]).success();
         assert_eq!(log(&out), log(&whole), "{loss:?}");
         let weights = |dir: &str| fs::read(format!("{dir}/model.safetensors")).unwrap();
@@ -426,4 +418,92 @@ fn pruned_weights_stay_pruned_while_they_learn() {
         command(&[&heal[..], &["--adapter", "none", "--out", &school.desk.arg("d")]].concat()).output().unwrap(),
     );
     assert!(dense.stderr.contains("no trained matrix has a zero"), "{}", dense.stderr);
+}
+
+#[test]
+fn a_student_learns_the_layers_of_its_teacher() {
+    let school = School::new();
+    let teacher = school.pretrained("teacher");
+    let out = school.desk.arg("half");
+    let base = ["distill", "--teacher", &teacher, "--text", &school.text, "--out", &out, "--keep-blocks", "0"];
+    let few = ["--steps", "20", "--rows", "4", "--length", "16", "--rate", "1e-2", "--warmup", "1"];
+    let all = ["--layers", "states=5,relations=0.5,attention,scores", "--relation-heads", "2", "--force"];
+    for precision in ["f32", "bf16"] {
+        xtask(&[&base[..], &few, &all, &["--precision", precision]].concat()).success();
+        let losses = log(&out);
+        let loss = |i: usize| losses[i]["loss"].as_f64().unwrap();
+        assert!(loss(19) < 0.9 * loss(0), "{precision}: from {} to {}", loss(0), loss(19));
+    }
+    let text = school.desk.file("eval.txt", TEXT.repeat(10));
+    xtask(&["eval", "--model", &out, "--text", &text]).success();
+    // Mistakes.
+    let failed = |more: &[&str]| xtask(&[&base[..], &few, &["--force"], more].concat());
+    let misspelt = Run::of(command(&[&base[..], &["--layers", "state"]].concat()).output().unwrap());
+    assert!(misspelt.stderr.contains("`states`"), "{}", misspelt.stderr);
+    assert!(failed(&["--layers", "relations", "--relation-heads", "7"]).late_mistake().contains("7 relation heads"));
+    assert!(failed(&["--layers", "attention", "--teacher-block", "2"]).late_mistake().contains("no block 2"));
+    assert!(failed(&["--layers", "states", "--checkpoint-blocks"]).late_mistake().contains("checkpointing"));
+    let alone =
+        ["heal", "--model", &teacher, "--text", &school.text, "--out", &out, "--force", "--loss", "cross-entropy"];
+    assert!(xtask(&[&alone[..], &["--layers", "states"]].concat()).mistake().contains("--teacher"));
+}
+
+#[test]
+fn a_model_learns_which_answer_is_better() {
+    let school = School::new();
+    let model = school.pretrained("model");
+    let line = |n: usize| match n % 2 {
+        0 => json!({"prompt": format!("the small {n} "), "chosen": "bird sang", "rejected": "ship sank in the sea"}),
+        _ => json!({"prompt": "a ", "answers": [
+            {"text": "dog", "score": 1.0}, {"text": "tree stood", "score": 4.5}, {"text": "cat", "score": 2}]}),
+    };
+    let lines: Vec<String> = (0..16).map(|n| line(n).to_string()).collect();
+    let pairs = school.desk.file("pairs.jsonl", lines.join("\n"));
+    let out = school.desk.arg("aligned");
+    let base = ["align", "--model", &model, "--pairs", &pairs, "--out", &out, "--length", "32"];
+    let how = ["--pairs-per-step", "4", "--epochs", "6", "--rate", "1e-2"];
+    let found = xtask(&[&base[..], &how, &["--json"]].concat()).json();
+    assert_eq!((&found["pairs"], &found["steps"]), (&json!(16), &json!(24)));
+    assert_eq!(found["accuracy"], json!(1.0));
+    assert!(found["margin"].as_f64().unwrap() > 0.0, "{found}");
+    let losses = log(&out);
+    assert!((losses[0]["loss"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-5, "{}", losses[0]);
+    // Taken up from its last checkpoint it is the same run.
+    let again = school.desk.arg("again");
+    let base_again = ["align", "--model", &model, "--pairs", &pairs, "--out", &again, "--length", "32"];
+    stop_after(5, &again, &[&base_again[..], &how].concat(), "-INT");
+    xtask(&[&base_again[..], &how, &["--resume"]].concat()).success();
+    assert_eq!(log(&again), losses);
+    // The answers themselves, without a comparison.
+    let taught = school.desk.arg("taught");
+    let one = school.desk.file("one.jsonl", "{\"prompt\": \"the \", \"chosen\": \"bird sang\"}\n\n");
+    let dsft = ["align", "--model", &model, "--pairs", &one, "--out", &taught, "--length", "32", "--adapter", "none"];
+    let found = xtask(
+        &[
+            &dsft[..],
+            &["--loss", "cross-entropy", "--epochs", "8", "--pairs-per-step", "1", "--rate", "1e-2", "--json"],
+        ]
+        .concat(),
+    )
+    .json();
+    assert!(found.get("accuracy").is_none(), "{found}");
+    let losses = log(&taught);
+    assert!(losses[0]["loss"].as_f64() > losses.last().unwrap()["loss"].as_f64());
+    // Mistakes.
+    let mistake = |file: &str, more: &[&str]| {
+        xtask(&[&["align", "--model", &model, "--pairs", file, "--out", &out, "--force"][..], more].concat())
+            .late_mistake()
+    };
+    assert!(mistake(&one, &["--length", "32"]).contains("`rejected` is missing"));
+    assert!(mistake(&pairs, &["--length", "9999"]).contains("positions"));
+    assert!(mistake(&pairs, &["--length", "2"]).contains("none of 16 pairs"));
+    let broken = school.desk.file("broken.jsonl", "{\"prompt\": 3}");
+    assert!(mistake(&broken, &["--length", "32"]).contains("broken.jsonl:1: expected `prompt`"));
+    let chat = school.desk.file(
+        "chat.jsonl",
+        json!({"prompt": [{"role": "user", "content": "hi"}], "chosen": "a", "rejected": "b"}).to_string(),
+    );
+    assert!(mistake(&chat, &["--length", "32"]).contains("no chat template"));
+    let distil = ["distill", "--teacher", &model, "--keep-blocks", "0", "--text", &school.text, "--out", &out];
+    assert!(xtask(&[&distil[..], &["--loss", "dpo", "--force"]].concat()).mistake().contains("xtask align"));
 }

@@ -1,7 +1,50 @@
 //! Direct preference optimisation: the better of two answers becomes likelier than under a frozen reference.
 //!
-//! Sources: Rafailov et al., arXiv 2305.1829; as the second stage of distilling a chat model: Tunstall et al., "Zephyr",
-//! arXiv 2310.16944. An answer's score is the sum, not the mean, of its tokens' log-probabilities.
+//! Sources: Rafailov et al., arXiv 2305.18290; as the second stage of distilling a chat model: Tunstall et al., "Zephyr",
+//! arXiv 2310.16944. An answer's score is the sum, not the mean, of its tokens' log-probabilities. The rows of a batch are
+//! better and worse answer by turns, see [`PreferencePairs`](crate::preferences::PreferencePairs): what their tokens count
+//! follows from the rows' scores, and the loss is a mean over pairs.
+
+use burn::tensor::Tensor;
+use kindling_tensor_backend::ops::cross_entropy;
+
+use super::{DistillLoss, Logits, LossEntry};
+use crate::error::Result;
+
+/// What lists show.
+pub(super) const ENTRY: LossEntry = LossEntry {
+    name: "dpo",
+    summary: "the better of two answers (xtask align)",
+    paper: "Direct Preference Optimization, arXiv 2305.18290; Zephyr, arXiv 2310.16944",
+    needs_teacher: false,
+    make: |options| Box::new(Dpo { beta: options.dpo_beta }),
+};
+
+/// The loss of pairs of answers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dpo {
+    /// Inverse temperature: how far from the reference the model may go; larger is nearer.
+    pub beta: f64,
+}
+
+impl DistillLoss for Dpo {
+    fn name(&self) -> &'static str {
+        ENTRY.name
+    }
+
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn of_pairs(&self) -> Option<f64> {
+        Some(self.beta)
+    }
+
+    /// Minus the log-probability of every token: scores are sums of them.
+    fn rows(&self, logits: Logits) -> Result<(Tensor<1>, Tensor<2>)> {
+        Ok(cross_entropy(logits.student, logits.labels))
+    }
+}
 
 /// Summed log-probabilities of the two answers to a prompt.
 #[derive(Debug, Clone, Copy, PartialEq)]

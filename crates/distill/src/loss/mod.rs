@@ -1,4 +1,4 @@
-//! Losses of a student's logits: one file each.
+//! Losses of a student's logits: one file each. Those of what lies before the logits are in [`layers`].
 //!
 //! A token loss gives its value and its gradient in closed form, so that the [head](crate::head) can compute both chunk
 //! by chunk. Write `p` for the teacher's and `q` for the student's distribution of one token, `z` for the student's
@@ -8,10 +8,10 @@
 mod cakld;
 mod cross_entropy;
 pub mod dpo;
-pub mod features;
 mod forward_kl;
 mod hard;
 mod jsd;
+pub mod layers;
 mod minillm;
 mod mix;
 mod reverse_kl;
@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cakld::{Cakld, confidence};
 pub use cross_entropy::CrossEntropy;
+pub use dpo::Dpo;
 pub use forward_kl::ForwardKl;
 pub use hard::Hard;
 pub use jsd::Jsd;
@@ -50,6 +51,11 @@ pub trait DistillLoss: Send + Sync {
     /// Whether [`rows`](Self::rows) reads the teacher's logits.
     fn needs_teacher(&self) -> bool {
         true
+    }
+
+    /// The inverse temperature of a loss that compares pairs of rows, see [`dpo`]; `None`: every row stands for itself.
+    fn of_pairs(&self) -> Option<f64> {
+        None
     }
 
     /// How the teacher's logits weigh the tokens.
@@ -161,6 +167,8 @@ pub struct LossOptions {
     pub cross_entropy: f64,
     /// Of MiniLLM.
     pub minillm: MiniLlm,
+    /// Of DPO: how near to the reference the model stays.
+    pub dpo_beta: f64,
 }
 
 impl Default for LossOptions {
@@ -177,6 +185,7 @@ impl Default for LossOptions {
             weighting: Weighting::Uniform,
             cross_entropy: 0.0,
             minillm: MiniLlm::default(),
+            dpo_beta: 0.1,
         }
     }
 }
@@ -208,6 +217,7 @@ pub const METHODS: &[LossEntry] = &[
     cakld::ENTRY,
     top_k::ENTRY,
     minillm::ENTRY,
+    dpo::ENTRY,
 ];
 
 /// The loss that the options describe.
@@ -232,9 +242,12 @@ pub fn build(options: &LossOptions) -> Result<Box<dyn DistillLoss>> {
     if !(options.temperature > 0.0 && options.temperature.is_finite()) {
         return Err(DistillError::Input(format!("`temperature` = {}: it is above 0", options.temperature)));
     }
+    if !(options.dpo_beta > 0.0 && options.dpo_beta.is_finite()) {
+        return Err(DistillError::Input(format!("`dpo_beta` = {}: it is above 0", options.dpo_beta)));
+    }
     options.minillm.check()?;
     let loss = (entry.make)(options);
-    if entry.name == cross_entropy::ENTRY.name {
+    if [cross_entropy::ENTRY.name, dpo::ENTRY.name].contains(&entry.name) {
         return Ok(loss);
     }
     let loss: Box<dyn DistillLoss> = if options.temperature == 1.0 {

@@ -84,7 +84,7 @@ impl OnPolicy {
 }
 
 /// A row of a prompt and its continuation, filled up to `length` ids; only the continuation counts.
-pub(super) fn continued(prompt: Vec<u32>, text: &[u32], length: usize) -> Row {
+pub(crate) fn continued(prompt: Vec<u32>, text: &[u32], length: usize) -> Row {
     let (begin, end) = (prompt.len() - 1, prompt.len() - 1 + text.len());
     let weights = (0..length - 1).map(|i| if (begin..end).contains(&i) { 1.0 } else { 0.0 }).collect();
     let filler = prompt[0];

@@ -7,7 +7,7 @@ use kindling_core::{Decoding, LanguageModel, OutputHead, ParameterMut, Replay, T
 use super::minillm::whiten;
 use super::*;
 use crate::loss::{DistillLoss, ForwardKl, Jsd, KnownRows, Logits, MiniLlmLoss};
-use crate::{Known, Row, TrainOptions, Trainer};
+use crate::{Known, LayerOptions, Precision, Row, TrainOptions, Trainer};
 
 fn close(name: &str, found: &[f64], expected: &[f64], tolerance: f64) {
     assert_eq!(found.len(), expected.len(), "{name}");
@@ -329,6 +329,8 @@ fn trainer(loss: Box<dyn DistillLoss>) -> Trainer<Toy> {
         workers: 0,
         checkpoint_blocks: false,
         spike: 50.0,
+        layers: LayerOptions::default(),
+        precision: Precision::F32,
     };
     let teacher: Box<dyn LanguageModel> = Box::new(Toy::new(3.0, Device::default()));
     Trainer::new(Toy::new(0.0, Device::default().autodiff()), Some(teacher), loss, options, &|_| true).unwrap()

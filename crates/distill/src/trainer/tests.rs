@@ -1,13 +1,15 @@
 //! A model of two blocks, small enough to see through, and what must hold of every run.
 
 use burn::tensor::activation::tanh;
-use burn::tensor::{Device, Int, TensorData};
-use kindling_core::{OutputHead, Tap};
+use burn::tensor::{Device, Int, TensorData, s};
+use kindling_core::{AttentionInputs, OutputHead, Tap};
 
 use super::*;
 use crate::head::fused_head;
-use crate::loss::{CrossEntropy, LossOptions, build};
+use crate::loss::{LossOptions, build};
 use crate::schedule::Decay;
+
+mod compared;
 
 const VOCABULARY: usize = 11;
 const HIDDEN: usize = 6;
@@ -27,13 +29,17 @@ fn wave(n: usize, phase: f32) -> Vec<f32> {
 
 impl Toy {
     fn new(device: Device) -> Self {
-        let matrix = |rows: usize, phase: f32| {
-            Tensor::from_data(TensorData::new(wave(rows * HIDDEN, phase), [rows, HIDDEN]), &device)
+        Self::of_width(HIDDEN, 0.0, device)
+    }
+
+    fn of_width(hidden: usize, phase: f32, device: Device) -> Self {
+        let matrix = |rows: usize, more: f32| {
+            Tensor::from_data(TensorData::new(wave(rows * hidden, phase + more), [rows, hidden]), &device)
         };
-        let bias = |phase| Tensor::from_data(TensorData::new(wave(HIDDEN, phase), [HIDDEN]), &device);
+        let bias = |more| Tensor::from_data(TensorData::new(wave(hidden, phase + more), [hidden]), &device);
         Self {
             embedding: matrix(VOCABULARY, 0.0),
-            weights: [matrix(HIDDEN, 3.0), matrix(HIDDEN, 7.0)],
+            weights: [matrix(hidden, 3.0), matrix(hidden, 7.0)],
             biases: [bias(1.0), bias(2.0)],
             device: device.clone(),
         }
@@ -53,11 +59,20 @@ impl LanguageModel for Toy {
     fn embed(&self, ids: &[Vec<u32>]) -> kindling_core::Result<Tensor<3>> {
         let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
         let index = Tensor::<1, Int>::from_data(TensorData::new(flat, [ids.len() * ids[0].len()]), &self.device);
-        Ok(self.embedding.clone().select(0, index).reshape([ids.len(), ids[0].len(), HIDDEN]))
+        Ok(self.embedding.clone().select(0, index).reshape([ids.len() as i64, ids[0].len() as i64, -1]))
     }
     fn block(&self, index: usize, x: Tensor<3>, _: Option<&mut dyn Tap>) -> kindling_core::Result<Tensor<3>> {
-        let y = x.clone().matmul(self.weights[index].clone().unsqueeze()) + self.biases[index].clone().unsqueeze();
-        Ok(x + tanh(y))
+        Ok(x.clone() + tanh(self.inner(index, x)))
+    }
+    /// Nothing here attends, but the numbers might as well be two query heads over one key head.
+    fn block_and_attention(&self, index: usize, x: Tensor<3>) -> kindling_core::Result<(Tensor<3>, AttentionInputs)> {
+        let [rows, tokens, hidden] = x.dims();
+        let heads = |x: Tensor<3>, count: usize| x.reshape([rows, tokens, count, hidden / 2]).swap_dims(1, 2);
+        let y = self.inner(index, x.clone());
+        let half = |x: &Tensor<3>, from: usize| heads(x.clone().slice(s![.., .., from..from + hidden / 2]), 1);
+        let (keys, values) = (half(&x, 0), half(&y, hidden / 2));
+        let seen = AttentionInputs { queries: heads(y.clone(), 2), keys, values, scale: 0.7 };
+        Ok((x + tanh(y), seen))
     }
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
         x
@@ -79,6 +94,15 @@ impl LanguageModel for Toy {
     }
 }
 
+impl Toy {
+    fn inner(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
+        // As a decoder's projections do: rounded weights multiply rounded activations.
+        let (weight, dtype) = (self.weights[index].clone(), self.weights[index].dtype());
+        let y = x.cast(dtype).matmul(weight.unsqueeze()).cast(DType::F32);
+        y + self.biases[index].clone().unsqueeze()
+    }
+}
+
 fn options() -> TrainOptions {
     TrainOptions {
         schedule: Schedule { peak: 0.02, warmup: 3, decay: Decay::Cosine, last: 0.1, steps: 40 },
@@ -89,6 +113,8 @@ fn options() -> TrainOptions {
         workers: 1,
         checkpoint_blocks: false,
         spike: 2.0,
+        layers: LayerOptions::default(),
+        precision: Precision::F32,
     }
 }
 

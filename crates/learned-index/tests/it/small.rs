@@ -55,10 +55,10 @@ fn a_map_with_fans_is_the_same_map() {
 fn keys_far_behind_the_last_and_pairs_of_other_sizes() {
     let mut far: LearnedMap<u64, u8> = (0..100).map(|i| (i, 0)).collect();
     for i in 0..300 {
-        far.insert(1 << 50 | i * i, 1);
+        far.insert((1 << 50) | (i * i), 1);
         far.insert(200 + i % 40, 2);
     }
-    (0..300).step_by(2).for_each(|i: u64| assert_eq!(far.remove(&(1 << 50 | i * i)), Some(1)));
+    (0..300).step_by(2).for_each(|i: u64| assert_eq!(far.remove(&((1 << 50) | (i * i))), Some(1)));
     assert_eq!(far.len(), 100 + 40 + 150);
     let mut wide: LearnedMap<u32, [u64; 9]> = (0..60).map(|i| (i * i, [1; 9])).collect();
     let mut empty: LearnedMap<i64, ()> = (0..60).map(|i| (i * i - 50, ())).collect();

@@ -1,7 +1,7 @@
 //! The decoder as training sees it: whole rows, no cache, and every weight within reach.
 
 use burn::tensor::{Device, Tensor};
-use kindling_core::{Decoding, LanguageModel, OutputHead, ParameterMut, Tap};
+use kindling_core::{AttendSpec, AttentionInputs, Decoding, KvStore, LanguageModel, OutputHead, ParameterMut, Tap};
 use kindling_tensor_backend::formats::Weight;
 
 use super::attention::{Inputs, LatentQuery};
@@ -32,13 +32,16 @@ impl LanguageModel for Decoder {
     }
 
     fn block(&self, index: usize, x: Tensor<3>, tap: Option<&mut dyn Tap>) -> kindling_core::Result<Tensor<3>> {
-        let rotary = self.angles_for(x.dims()[1]);
-        let mut kv = DenseKv::new(1, &self.device);
-        let mut cx = ForwardCx { kv: &mut kv, layer: 0, rotary: &rotary, tap: None };
-        if let Some(tap) = tap {
-            cx.tap = Some(tap);
+        self.run_block(index, x, &mut DenseKv::new(1, &self.device), tap)
+    }
+
+    fn block_and_attention(&self, index: usize, x: Tensor<3>) -> kindling_core::Result<(Tensor<3>, AttentionInputs)> {
+        let mut kv = Shown { kv: DenseKv::new(1, &self.device), heads: None, queries: None };
+        let y = self.run_block(index, x, &mut kv, None)?;
+        match (kv.heads, kv.queries) {
+            (Some((keys, values)), Some((queries, scale))) => Ok((y, AttentionInputs { queries, keys, values, scale })),
+            _ => Err(kindling_core::Error::Invalid(format!("block {index} has no attention"))),
         }
-        self.blocks[index].forward(x, &mut cx).map_err(into_core)
     }
 
     fn last_norm(&self, x: Tensor<3>) -> Tensor<3> {
@@ -67,6 +70,37 @@ impl LanguageModel for Decoder {
     }
 }
 
+/// A store that keeps in sight what passes through it.
+struct Shown {
+    kv: DenseKv,
+    heads: Option<(Tensor<4>, Tensor<4>)>,
+    queries: Option<(Tensor<4>, f64)>,
+}
+
+impl KvStore for Shown {
+    fn len(&self, layer: usize) -> usize {
+        self.kv.len(layer)
+    }
+
+    fn append(&mut self, layer: usize, keys: Tensor<4>, values: Tensor<4>) -> kindling_core::Result<()> {
+        self.heads = Some((keys.clone(), values.clone()));
+        self.kv.append(layer, keys, values)
+    }
+
+    fn attend(&mut self, layer: usize, queries: Tensor<4>, spec: &AttendSpec) -> kindling_core::Result<Tensor<4>> {
+        self.queries = Some((queries.clone(), spec.scale));
+        self.kv.attend(layer, queries, spec)
+    }
+
+    fn truncate(&mut self, len: usize) -> kindling_core::Result<()> {
+        self.kv.truncate(len)
+    }
+
+    fn set_padding(&mut self, padding: Vec<usize>) {
+        self.kv.set_padding(padding);
+    }
+}
+
 /// Decoding over a store of keys and values.
 struct Cached<'a> {
     model: &'a Decoder,
@@ -89,6 +123,21 @@ fn into_core(error: ModelError) -> kindling_core::Error {
 }
 
 impl Decoder {
+    fn run_block(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        kv: &mut dyn KvStore,
+        tap: Option<&mut dyn Tap>,
+    ) -> kindling_core::Result<Tensor<3>> {
+        let rotary = self.angles_for(x.dims()[1]);
+        let mut cx = ForwardCx { kv, layer: 0, rotary: &rotary, tap: None };
+        if let Some(tap) = tap {
+            cx.tap = Some(tap);
+        }
+        self.blocks[index].forward(x, &mut cx).map_err(into_core)
+    }
+
     fn angles_for(&self, tokens: usize) -> Rotary {
         let mut held = self.angles.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match &*held {

@@ -70,12 +70,14 @@ impl Dense {
         self.transposed.clone().to_device(device).transpose()
     }
 
-    /// `x · Wᵀ`; the shapes are checked by [`Weight::forward`](super::Weight::forward).
+    /// `x · Wᵀ`; the shapes are checked by [`Weight::forward`](super::Weight::forward). A weight in 16 bits multiplies f32
+    /// activations rounded to its type, and the product is f32 again: mixed precision, as training asks for it.
     pub(super) fn forward(&self, x: Tensor<3>) -> Result<Tensor<3>> {
-        if x.dtype() != self.dtype() {
-            return Err(FormatError::DType { activations: x.dtype(), weight: self.dtype() });
-        }
         let weight = self.transposed.clone().to_device(&x.device());
-        Ok(times(x, weight))
+        match (x.dtype(), self.dtype()) {
+            (activations, dtype) if activations == dtype => Ok(times(x, weight)),
+            (DType::F32, dtype @ (DType::BF16 | DType::F16)) => Ok(times(x.cast(dtype), weight).cast(DType::F32)),
+            (activations, weight) => Err(FormatError::DType { activations, weight }),
+        }
     }
 }
