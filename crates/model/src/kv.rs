@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData, activation::softmax, s};
 use kindling_core::{AttendSpec, Error, KvStore, Result};
-use kindling_tensor_backend::ops::{attention, room};
+use kindling_tensor_backend::ops::{attention, attention_tree, room};
 
 /// Queries attended at a time: bounds the scores held in memory.
 const QUERY_CHUNK: usize = 128;
@@ -99,25 +99,6 @@ fn weighed(
     }
     let weights = softmax(scores, 3).reshape([rows[0], rows[1], rows[2], positions]);
     weights.matmul(values).reshape([batch, heads, tokens, value_width])
-}
-
-/// Which of all positions each node of a tree behind the first `older` does not see, row after row.
-fn hidden_in_tree(older: usize, parents: &[Option<usize>], window: Option<usize>) -> Vec<bool> {
-    let mut depths: Vec<usize> = Vec::with_capacity(parents.len());
-    let mut hidden = Vec::with_capacity(parents.len() * (older + parents.len()));
-    for (t, parent) in parents.iter().enumerate() {
-        depths.push(parent.map_or(0, |parent| depths[parent] + 1));
-        let oldest = window.map_or(0, |w| (older + depths[t] + 1).saturating_sub(w));
-        hidden.extend((0..older).map(|position| position < oldest));
-        let row = hidden.len();
-        hidden.resize(row + parents.len(), true);
-        let mut at = Some(t);
-        while let Some(node) = at.filter(|&node| older + depths[node] >= oldest) {
-            hidden[row + node] = false;
-            at = parents[node];
-        }
-    }
-    hidden
 }
 
 impl KvStore for DenseKv {
@@ -220,10 +201,8 @@ impl KvStore for DenseKv {
                 "{tokens} queries of {heads} heads over {kv_heads}, without padding, need as many parents, each earlier; found {parents:?}"
             )));
         }
-        let hidden = hidden_in_tree(held.len - tokens, parents, spec.window);
-        let mask = Tensor::from_data(TensorData::new(hidden, [1, 1, tokens, held.len]), &self.device);
         let visible = |x: &Tensor<4>| x.clone().slice(s![.., .., 0..held.len, ..]);
-        Ok(weighed(queries, visible(&held.keys), visible(&held.values), Some(mask), spec))
+        Ok(attention_tree(queries, visible(&held.keys), visible(&held.values), parents, spec))
     }
 
     fn gather(&mut self, from: usize, rows: &[usize]) -> Result<()> {

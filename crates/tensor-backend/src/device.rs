@@ -156,6 +156,7 @@ pub fn cpu_features() -> Vec<&'static str> {
             "avx512bw",
             "avx512vl",
             "avx512vnni",
+            "avx512vbmi2",
             "avx512bf16",
             "avx512vbmi",
             "avx512vpopcntdq"

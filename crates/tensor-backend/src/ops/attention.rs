@@ -21,6 +21,25 @@ const BLOCK: usize = 64;
 /// Queries `[batch, heads, tokens, width]` are the last of the positions of keys `[batch, kv heads, positions, width]`
 /// and values `[batch, kv heads, positions, value width]`; `kv heads` divides `heads`.
 pub fn attention_reference(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &AttendSpec) -> Tensor<4> {
+    let (tokens, positions) = (q.dims()[2], k.dims()[2]);
+    let hidden: Vec<bool> = (positions - tokens..positions)
+        .flat_map(|query| {
+            let oldest = spec.window.map_or(0, |w| (query + 1).saturating_sub(w));
+            (0..positions).map(move |key| key > query || key < oldest)
+        })
+        .collect();
+    masked_reference(q, k, v, hidden, spec)
+}
+
+/// Attention in which query `t` of `[batch, heads, tokens, width]` does not see the keys that row `t` of `hidden`
+/// `[tokens, positions]` names.
+pub(super) fn masked_reference(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    hidden: Vec<bool>,
+    spec: &AttendSpec,
+) -> Tensor<4> {
     let [batch, heads, tokens, width] = q.dims();
     let ([_, kv_heads, positions, _], [_, _, _, value_width]) = (k.dims(), v.dims());
     let group = heads / kv_heads;
@@ -29,12 +48,6 @@ pub fn attention_reference(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &Atte
     if let Some(cap) = spec.softcap {
         scores = scores.div_scalar(cap).tanh().mul_scalar(cap);
     }
-    let hidden: Vec<bool> = (positions - tokens..positions)
-        .flat_map(|query| {
-            let oldest = spec.window.map_or(0, |w| (query + 1).saturating_sub(w));
-            (0..positions).map(move |key| key > query || key < oldest)
-        })
-        .collect();
     let mask = Tensor::<2, Bool>::from_data(TensorData::new(hidden, [tokens, positions]), &scores.device());
     let scores = scores.reshape([batch, heads, tokens, positions]);
     let mask = mask.reshape([1, 1, tokens, positions]).expand([batch, heads, tokens, positions]);
@@ -89,35 +102,7 @@ vectorised! {
             let (seen, after) = rest.split_at_mut(to - from);
             before.fill(0.0);
             after.fill(0.0);
-            if let Some(cap) = softcap {
-                seen.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
-            }
-            let mut highest = [f32::NEG_INFINITY; LANES];
-            let chunks = seen.chunks_exact(LANES);
-            let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            for chunk in chunks {
-                for i in 0..LANES {
-                    highest[i] = highest[i].max(chunk[i]);
-                }
-            }
-            let highest = highest.into_iter().fold(tail, f32::max);
-            let mut lanes = [0.0_f32; LANES];
-            let mut chunks = seen.chunks_exact_mut(LANES);
-            for chunk in &mut chunks {
-                for i in 0..LANES {
-                    chunk[i] = exp::<FMA>(chunk[i] - highest);
-                    lanes[i] += chunk[i];
-                }
-            }
-            let mut sum = 0.0;
-            for s in chunks.into_remainder() {
-                *s = exp::<FMA>(*s - highest);
-                sum += *s;
-            }
-            let sum = sum + total(lanes);
-            let inverse = 1.0 / sum;
-            seen.iter_mut().for_each(|s| *s *= inverse);
-            *log_sum = highest + sum.ln();
+            *log_sum = softmax_row::<FMA>(seen, softcap);
         }
     }
 
@@ -159,6 +144,40 @@ vectorised! {
     }
 }
 
+/// The scores that a query sees become weights in place; returns the logarithm of their sum.
+#[inline(always)]
+pub(super) fn softmax_row<const FMA: bool>(seen: &mut [f32], softcap: Option<f32>) -> f32 {
+    if let Some(cap) = softcap {
+        seen.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+    }
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let chunks = seen.chunks_exact(LANES);
+    let tail = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for i in 0..LANES {
+            highest[i] = highest[i].max(chunk[i]);
+        }
+    }
+    let highest = highest.into_iter().fold(tail, f32::max);
+    let mut lanes = [0.0_f32; LANES];
+    let mut chunks = seen.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for i in 0..LANES {
+            chunk[i] = exp::<FMA>(chunk[i] - highest);
+            lanes[i] += chunk[i];
+        }
+    }
+    let mut sum = 0.0;
+    for s in chunks.into_remainder() {
+        *s = exp::<FMA>(*s - highest);
+        sum += *s;
+    }
+    let sum = sum + total(lanes);
+    let inverse = 1.0 / sum;
+    seen.iter_mut().for_each(|s| *s *= inverse);
+    highest + sum.ln()
+}
+
 /// Rows `(head, token)` of a block, side by side, times `factor`.
 fn gather(x: &Rows<'_>, batch: usize, first_head: usize, block: &Block, factor: f32, out: &mut [f32]) {
     let width = x.shape[3];
@@ -194,7 +213,8 @@ pub(super) fn forward(q: &Rows<'_>, k: &Rows<'_>, v: &Rows<'_>, spec: &AttendSpe
                 gather(q, b, kv * group, &block, spec.scale as f32, &mut queries);
                 scores.resize(rows * keys, 0.0);
                 let (held, stride) = (k.matrix(b, kv, block.first, block.end), k.token_stride());
-                let few = rows <= few_rows::MOST_ROWS;
+                // By their tokens, however many heads share a key: a token gives the same bits alone as beside others.
+                let few = tokens <= few_rows::MOST_TOKENS;
                 if few {
                     few_rows::dots(&queries[..rows * width], held, stride, width, keys, &mut scores);
                 } else {

@@ -5,8 +5,9 @@
 
 use super::simd::{LANES, mul_add, total, vectorised};
 
-/// Up to so many rows these loops are faster than a general product.
-pub(super) const MOST_ROWS: usize = 8;
+/// Queries of a head up to this many take these loops, which give each the same bits alone as beside others: what drafts
+/// are verified by is what would have been decoded.
+pub(super) const MOST_TOKENS: usize = 32;
 /// Rows that share a read.
 const ROWS: usize = 4;
 /// Columns whose sums are in registers at a time: all of a value of usual width, so that values are read once and in order.

@@ -9,7 +9,7 @@ use kindling_core::AttendSpec;
 use super::rows::Rows;
 use super::{
     attention as attention_kernel, cross_entropy as cross_entropy_kernel, product as product_kernel,
-    rms_norm as norm_kernel,
+    rms_norm as norm_kernel, tree as tree_kernel,
 };
 use super::{rotary as rotary_kernel, swiglu as swiglu_kernel};
 
@@ -46,6 +46,23 @@ pub(super) fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> 
 pub(super) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &AttendSpec) -> Tensor<4> {
     let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
     Tensor::from_dispatch(<Dispatch as FusedOps>::attention(q, k, v, spec.clone()))
+}
+
+/// None is tracked by autodiff.
+pub(super) fn attention_tree(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    parents: &[Option<usize>],
+    spec: &AttendSpec,
+) -> Tensor<4> {
+    let flex = |x: Tensor<4>| with_rows(x.try_into_primitive::<Flex>().expect("the wrapper looked"));
+    let (q, k, v) = (flex(q), flex(k), flex(v));
+    let (q, k, v) = (rows(&q), rows(&k), rows(&v));
+    let [batch, heads, tokens, _] = q.shape;
+    let shape = [batch, heads, tokens, v.shape[3]];
+    let out = tree_kernel::forward(&q, &k, &v, parents, spec);
+    Tensor::from_primitive::<Flex>(heads_inside(attention_kernel::tokens_first(&out, shape), shape))
 }
 
 /// `logits` are not tracked by autodiff.

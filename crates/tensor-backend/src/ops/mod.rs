@@ -9,6 +9,7 @@
 //! | [`swiglu`] | three passes |
 //! | [`rotary`] | seven passes and a concatenation |
 //! | [`attention`] | scores `[heads, tokens, tokens]` in memory |
+//! | [`attention_tree`] | a mask, and three passes over the scores |
 //! | [`product`] | packing a weight for a few rows |
 //! | [`cross_entropy`] | six passes over `[tokens, vocabulary]` |
 
@@ -29,6 +30,7 @@ mod swiglu;
 #[cfg(all(test, feature = "flex", feature = "autodiff"))]
 mod tests;
 pub(crate) mod tile;
+mod tree;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use kindling_core::AttendSpec;
@@ -42,6 +44,7 @@ pub use product::product_reference;
 pub use rms_norm::rms_norm_reference;
 pub use rotary::rotary_reference;
 pub use swiglu::swiglu_reference;
+pub use tree::attention_tree_reference;
 
 /// `x / sqrt(mean(x²) + eps) · gain` over the last dimension; `gain` is `[features]`.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f64) -> Tensor<D> {
@@ -132,6 +135,22 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, spec: &AttendSpec) ->
         return gpu::attention(q, k, v, spec);
     }
     attention_reference(q, k, v, spec)
+}
+
+/// Attention of the newest positions of a text as a tree: `parents[t]` is the earlier of them that position `t` follows, `None`
+/// the older text. Shapes as in [`attention`], one parent a token.
+pub fn attention_tree(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    parents: &[Option<usize>],
+    spec: &AttendSpec,
+) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if on_flex(&q) && on_flex(&k) && on_flex(&v) {
+        return flex::attention_tree(q, k, v, parents, spec);
+    }
+    attention_tree_reference(q, k, v, parents, spec)
 }
 
 /// Loss `−log q_label` of every row `[rows]`, and its gradient with respect to the logits, `q − onehot(label)`,
