@@ -183,11 +183,12 @@ impl CostModel {
         self.nearest(pass).map_or_else(|| assumed(pass.guesses), |row| row.times(pass))
     }
 
-    /// The row to go by: that of as many texts before that of as much context.
+    /// The row to go by: that of as many texts with about as much context. What a pass of fewer texts takes tells nothing of
+    /// one of more: not even which costs less.
     fn nearest(&self, pass: Pass) -> Option<&Row> {
-        let key = Self::key(pass);
-        let distance = |at: &(u32, u32)| 8 * at.0.abs_diff(key.0) + at.1.abs_diff(key.1);
-        self.rows.iter().min_by_key(|(at, _)| distance(at)).map(|(_, row)| row)
+        let (texts, context) = Self::key(pass);
+        let rows = self.rows.range((texts, 0)..=(texts, u32::MAX));
+        rows.min_by_key(|((_, at), _)| at.abs_diff(context)).map(|(_, row)| row)
     }
 
     /// Measures passes with some numbers of guesses, as chains and as trees, eight times each, behind the end of `text`, whose newest token is
@@ -377,7 +378,11 @@ mod tests {
         let times = costs.times(chain(1, 70, 6));
         assert!((0..4).all(|k| (times[k] - 1.0 - 0.1 * k as f64).abs() < 1e-12), "{times:?}");
         assert!(times.is_sorted() && times.len() == 7);
-        assert_eq!(costs.times(chain(4, 9000, 3)), times[..4], "the nearest row serves until there is a better one");
+        assert_eq!(costs.times(chain(1, 9000, 3)), times[..4], "the nearest row serves until there is a better one");
+        // Four texts at once are another matter, from their first pass on.
+        assert_eq!(costs.times(chain(4, 64, 3)), assumed(3));
+        costs.push(chain(4, 64, 0), 7.0);
+        assert_eq!(costs.times(chain(4, 64, 1)), [7.0, 7.35]);
     }
 
     /// Rounds of one guess that seems sure and costs half a round, right as `right` says; gives how many had a guess, and
