@@ -68,6 +68,26 @@ fn every_drafter_leaves_the_text_as_it_is() {
     }
 }
 
+/// Inputs rounded to 8 bits make a difference of the last digit a difference of a whole step: passes over several tokens
+/// must give each the very bits of a pass of its own.
+#[test]
+fn a_quantised_target_writes_the_text_that_it_would_write_alone() {
+    let desk = Desk::new();
+    let tiny = kindling_model::assets::tiny().display().to_string();
+    let recipe = desk.file("r.toml", "[[stage]]\nmethod = \"rtn\"\nbits = 4\ngroup_size = 32\n");
+    let small = desk.arg("small");
+    let compress = ["compress", "--model", &tiny, "--recipe", &recipe, "--calibration", TEXT, "--out", &small];
+    xtask(&[&compress[..], &["--window", "32", "--windows", "4"]].concat()).success();
+    for batch in ["1", "3"] {
+        let arguments = ["bench", "specdec", "--model", &small, "--text", TEXT, "--prompts", "12", "--batch", batch];
+        let sizes = ["--prompt-tokens", "64", "--new", "96", "--set", "continue", "copy", "--json"];
+        let drafts = ["--draft", "ngram", "suffix", "recycling", "infinigram"];
+        for row in xtask(&[&arguments[..], &sizes, &drafts].concat()).json().as_array().unwrap() {
+            assert_eq!(row["identical"], row["texts"], "{row}");
+        }
+    }
+}
+
 #[test]
 fn generate_tells_what_guessing_was_worth() {
     let plain =
