@@ -131,8 +131,9 @@ pub(crate) struct BenchSpecdec {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// A text that neither model nor index has seen: prompts are cut from it.
+    /// Not needed for the set `quote` alone.
     #[arg(long, value_name = "FILE")]
-    pub(crate) text: PathBuf,
+    pub(crate) text: Option<PathBuf>,
     /// Drafters, as `generate --draft` takes them.
     #[arg(long, value_name = "HOW", required = true, num_args = 1..)]
     pub(crate) draft: Vec<Draft>,
@@ -175,6 +176,9 @@ pub(crate) enum PromptSet {
     Copy,
     /// Random tokens.
     Random,
+    /// Contexts with a passage of which the beginning is asked for again, for a model of generated tasks: what it writes stands in
+    /// its prompt.
+    Quote,
 }
 
 /// Look-ups, scans and mixes of reads and inserts, of learned indexes and of what they are to replace.

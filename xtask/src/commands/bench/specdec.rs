@@ -8,6 +8,7 @@ use anyhow::Result;
 use kindling_core::Cx;
 use kindling_core::sampling::{Sampler, SamplingConfig};
 use kindling_model::ModelFiles;
+use kindling_model::tasks::{Task, generate_example, vocabulary};
 use kindling_specdec::planner::Pass;
 use kindling_specdec::{Request, Stats};
 use kindling_tensor_backend::device::{DeviceName, device};
@@ -61,10 +62,26 @@ pub(crate) fn run(args: &BenchSpecdec, device_name: DeviceName) -> Result<()> {
     let files = ModelFiles::open(named_model(&args.model))?;
     let tokenizer = tokens::tokenizer(&files)?;
     let model = Arc::new(crate::commands::load(&files, None, crate::cli::Inputs::Int8, &device)?);
-    let text = tokenizer.encode(&tokens::text(&args.text)?, false).or_user()?;
+    let text = match &args.text {
+        Some(path) => tokenizer.encode(&tokens::text(path)?, false).or_user()?,
+        None if args.set == [PromptSet::Quote] => Vec::new(),
+        None => return Err(user("a text is needed that prompts are cut from: name it with --text")),
+    };
     let needed = args.prompts * args.prompt_tokens;
-    if text.len() < needed {
-        return Err(user(format!("{}: {} tokens; {needed} are needed", args.text.display(), text.len())));
+    if let Some(path) = &args.text
+        && text.len() < needed
+    {
+        return Err(user(format!("{}: {} tokens; {needed} are needed", path.display(), text.len())));
+    }
+    if args.set.contains(&PromptSet::Quote) {
+        let fits = Task::Copy.fits(args.prompt_tokens);
+        if model.spec().vocab_size != vocabulary::SIZE || !fits {
+            return Err(user(format!(
+                "--set quote is for a model of generated tasks, with {} tokens, and prompts of 64 tokens or more; \
+                 crates/model/assets/tasks is one",
+                vocabulary::SIZE
+            )));
+        }
     }
     let sampling =
         SamplingConfig { temperature: args.temperature as f32, seed: args.seed, ..SamplingConfig::default() };
@@ -219,16 +236,20 @@ fn cpu_seconds() -> Option<f64> {
 
 /// Prompts of a kind, evenly spaced in the text.
 fn prompts(set: PromptSet, args: &BenchSpecdec, text: &[u32], vocab: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
-    let step = (text.len() - args.prompt_tokens) / args.prompts.max(1);
+    let step = text.len().saturating_sub(args.prompt_tokens) / args.prompts.max(1);
     let mut rng = Cx::new(args.seed).rng("prompts");
     (0..args.prompts)
         .map(|i| {
-            let passage = &text[i * step..i * step + args.prompt_tokens];
+            let passage = || &text[i * step..i * step + args.prompt_tokens];
             let body: Vec<u32> = match set {
-                PromptSet::Continue => passage.to_vec(),
+                PromptSet::Continue => passage().to_vec(),
                 PromptSet::Copy => {
-                    let once = &passage[..2 * args.prompt_tokens / 3];
+                    let once = &passage()[..2 * args.prompt_tokens / 3];
                     [once, &once[..args.prompt_tokens / 3]].concat()
+                }
+                PromptSet::Quote => {
+                    let example = generate_example(Task::Copy, args.prompt_tokens, None, &mut rng);
+                    return example.context.into_iter().chain(example.turns[0].question.iter().copied()).collect();
                 }
                 PromptSet::Random => (0..args.prompt_tokens).map(|_| rng.next_u32() % vocab as u32).collect(),
             };
