@@ -104,7 +104,7 @@ Examples:
   cargo xtask distill --teacher ./llama --keep-blocks 0,2,4 --text books --loss reverse-kl --out ./half
   cargo xtask distill --teacher ./llama --student ./small --text books --loss jsd --on-policy 0.5 --out ./taught
   cargo xtask distill --teacher ./llama --student ./small --text books --loss minillm --out ./taught
-  cargo xtask distill --teacher ./llama --keep-blocks 1,3,5 --text books --layers states=1 --out ./half
+  cargo xtask distill --teacher ./llama --keep-blocks 0,2,5 --text books --layers states=1 --out ./half
   cargo xtask distill --teacher-store llama.store --student ./small --out ./taught")]
 pub(crate) struct Distill {
     /// Directory of the teacher's checkpoint.
