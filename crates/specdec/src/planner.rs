@@ -5,8 +5,8 @@
 //! of that order is verified: a text that is easy to guess gets the share of one that is not, and where nothing pays
 //! nothing is verified.
 //!
-//! What guessing cost and did not bring back is a debt, which may grow with the time spent only so far: beyond, a text is
-//! decoded plainly until it may again. So guessing may bring much, and loses little, whatever was wrong about it.
+//! What guessing cost and did not bring back is a debt, which may grow with the time spent only so far, and farther after gains:
+//! beyond, a text is decoded plainly until it may again. So guessing may bring much, and loses little, whatever was wrong about it.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +21,13 @@ const KEPT: usize = 15;
 /// The cost of a guess, in rounds without any, where nothing was measured.
 const ASSUMED: f64 = 0.05;
 /// What guessing may lose, of the time spent.
-const ALLOWED: f64 = 0.01;
+const ALLOWED: f64 = 0.005;
+/// What it may lose beyond, of the time spent, where it gained as much before.
+const CREDIT: f64 = 0.03;
 /// What it may lose before anything was gained, in rounds without guesses.
-const GRACE: f64 = 3.0;
+const GRACE: f64 = 2.0;
 /// What remains of both after a round: what was not lost long ago may not be lost now.
-const FADING: f64 = 0.998;
+const FADING: f64 = 0.999;
 /// After so many rounds with guesses one without tells what such a round takes by now.
 const PLAIN_AGAIN: u32 = 64;
 /// A pass that takes longer, in seconds, is too dear to be repeated for measurements.
@@ -55,7 +57,7 @@ pub struct CostModel {
     since_plain: u32,
     /// Seconds of rounds.
     spent: f64,
-    /// Seconds that guessing cost more than it brought, gains beyond that forgotten.
+    /// Seconds that guessing cost more than it brought; below zero where it brought more, as far as that is remembered.
     debt: f64,
 }
 
@@ -162,7 +164,7 @@ impl CostModel {
         self.spent = FADING * self.spent + guessing + taken;
         let beyond = taken - plain * tokens as f64 / pass.batch.max(1) as f64;
         let lost = guessing + if pass.guesses > 0 { beyond } else { 0.0 };
-        self.debt = (FADING * self.debt + lost).max(0.0);
+        self.debt = (FADING * self.debt + lost).max(-CREDIT * self.spent);
     }
 
     /// Whether guessing has not yet lost as much as it may.
