@@ -211,30 +211,8 @@ pub(crate) struct Align {
     /// The share of steps until it is reached.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = fraction)]
     pub(crate) warmup: f64,
-    /// Longer gradients are scaled down to this norm.
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
-    pub(crate) clip: f64,
-    /// Keep the inputs of blocks only and run them again on the way back: memory for time.
-    #[arg(long)]
-    pub(crate) checkpoint_blocks: bool,
-    /// In what the blocks multiply; weights and sums are f32 in any case.
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub(crate) precision: PrecisionArg,
-    /// Folder of the run: checkpoints on the way, the result in the end.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) out: PathBuf,
-    /// Seed of every random choice.
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    pub(crate) seed: u64,
-    /// Go on after the last checkpoint.
-    #[arg(long, conflicts_with = "force")]
-    pub(crate) resume: bool,
-    /// Replace what an earlier run left in the folder.
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) run: TrainingRun,
 }
 
 /// What `align` learns.
@@ -354,9 +332,6 @@ pub(crate) struct Training {
     /// Of the layer losses `attention` and `relations`: the teacher's block, from 0 (default: the last one).
     #[arg(long, value_name = "N")]
     pub(crate) teacher_block: Option<usize>,
-    /// In what the blocks multiply; weights and sums are f32 in any case.
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub(crate) precision: PrecisionArg,
     /// Steps.
     #[arg(long, value_name = "N", default_value_t = 300, value_parser = at_least_one)]
     pub(crate) steps: usize,
@@ -375,12 +350,22 @@ pub(crate) struct Training {
     /// Steps until it is reached.
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) warmup: u64,
+    #[command(flatten)]
+    pub(crate) run: TrainingRun,
+}
+
+/// What `distill`, `heal` and `align` share: how a step is taken, and where the run lives.
+#[derive(Debug, Args)]
+pub(crate) struct TrainingRun {
     /// Longer gradients are scaled down to this norm.
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     pub(crate) clip: f64,
     /// Keep the inputs of blocks only and run them again on the way back: memory for time.
     #[arg(long)]
     pub(crate) checkpoint_blocks: bool,
+    /// In what the blocks multiply; weights and sums are f32 in any case.
+    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
+    pub(crate) precision: PrecisionArg,
     /// Folder of the run: checkpoints on the way, the result in the end.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,

@@ -78,17 +78,17 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         AlignLoss::CrossEntropy => ("cross-entropy", false),
     };
     let text = tokens::text(&args.pairs)?;
-    let (pairs, unscored) = read_pairs(&args.pairs, &text, compared, &files, &tokenizer, args.seed)?;
+    let (pairs, unscored) = read_pairs(&args.pairs, &text, compared, &files, &tokenizer, args.run.seed)?;
     let in_file = |error| user(format!("{}: {error}", args.pairs.display()));
     let (mut pairs, left_out) =
-        PreferencePairs::new(pairs, args.length, args.pairs_per_step, args.seed).map_err(in_file)?;
+        PreferencePairs::new(pairs, args.length, args.pairs_per_step, args.run.seed).map_err(in_file)?;
     let left_out = left_out + unscored;
     let steps = (pairs.len() * args.epochs).div_ceil(args.pairs_per_step) as u64;
 
     let mut model = Decoder::load_dense(&files, &device.autodiff())?;
-    let adapter = attached(&mut model, &args.adapter, args.seed)?;
+    let adapter = attached(&mut model, &args.adapter, args.run.seed)?;
     let loss = LossOptions { loss: name.into(), dpo_beta: args.beta, ..LossOptions::default() };
-    let precision = Precision::from(args.precision);
+    let precision = Precision::from(args.run.precision);
     let identity = json!({
         "model": files.checkpoint().fingerprint()?,
         "adapter": adapter,
@@ -101,12 +101,12 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         "length": args.length,
         "rate": args.rate,
         "warmup": args.warmup,
-        "clip": args.clip,
+        "clip": args.run.clip,
         "precision": precision,
-        "seed": args.seed,
+        "seed": args.run.seed,
     });
-    folder::prepare(&args.out, &identity, args.resume, args.force)?;
-    let cx = Cx::new(args.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
+    folder::prepare(&args.run.out, &identity, args.run.resume, args.run.force)?;
+    let cx = Cx::new(args.run.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
     if left_out > 0 {
         let reason = "an answer too long, or two answers alike";
         cx.progress().note(&format!("{} pairs learn, {} are left out: {reason}", pairs.len(), count(left_out as u64)));
@@ -116,10 +116,10 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         schedule: Schedule { peak: args.rate, warmup, decay: Decay::Cosine, last: 0.05, steps },
         adamw: AdamW { weight_decay: 0.0, beta2: 0.999, ..AdamW::default() },
         muon: None,
-        clip: Some(args.clip),
+        clip: Some(args.run.clip),
         micro_rows: if compared { 2 * args.micro_pairs } else { args.micro_pairs },
         workers: rayon::current_num_threads(),
-        checkpoint_blocks: args.checkpoint_blocks,
+        checkpoint_blocks: args.run.checkpoint_blocks,
         spike: 5.0,
         layers: LayerOptions::default(),
         precision,
@@ -138,7 +138,7 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         pairs.set_reference(reference).or_user()?;
     }
     let plan = run::Plan {
-        out: &args.out,
+        out: &args.run.out,
         steps,
         evaluate_every: 0,
         held_out: "",
@@ -148,7 +148,7 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
     };
     run::run(&mut trainer, &mut |step, _| Ok(pairs.rows(step)), &plan, &cx, &mut |_| Ok(0.0))?;
 
-    let lines = run::read_log(&args.out.join("log.jsonl"))?;
+    let lines = run::read_log(&args.run.out.join("log.jsonl"))?;
     let last = lines.len() - lines.len().div_ceil(10);
     let seen: Vec<_> = lines[last..].iter().filter_map(|line| line.preferences).collect();
     let mean = |value: fn(&kindling_distill::trainer::Preferences) -> f64| {
@@ -168,9 +168,9 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
     };
     let mut model = trainer.into_model();
     let whole = adapter.is_none() || args.adapter.merge;
-    write_result(&mut model, &files, adapter.as_ref(), whole.then_some(&[]), &args.out)?;
-    write_log(&summary, &lines, &args.out)?;
-    if args.json {
+    write_result(&mut model, &files, adapter.as_ref(), whole.then_some(&[]), &args.run.out)?;
+    write_log(&summary, &lines, &args.run.out)?;
+    if args.run.json {
         return output::json(&summary);
     }
     if let (Some(accuracy), Some(margin)) = (summary.accuracy, summary.margin) {
@@ -179,7 +179,7 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
             100.0 * accuracy
         ))?;
     }
-    output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.out.display()))
+    output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.run.out.display()))
 }
 
 /// What both answers of every pair score under the model before training.

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &Distill, device_name: DeviceName) -> Result<()> {
         model.keep_blocks(&args.keep_blocks)?;
     }
     if args.from_scratch {
-        model.randomize(&kindling_core::Cx::new(args.training.seed));
+        model.randomize(&kindling_core::Cx::new(args.training.run.seed));
     }
     let (kept, from_scratch) = (args.keep_blocks.clone(), args.from_scratch);
     let pupil = Pupil { files, model, adapter: None, merge: false, kept, from_scratch, masked: false };

@@ -14,7 +14,7 @@ pub(crate) fn run(args: &Heal, device_name: DeviceName) -> Result<()> {
     let files = ModelFiles::open(&args.model)?;
     let teacher = args.teacher.as_ref().map(ModelFiles::open).transpose()?;
     let mut model = Decoder::load_dense(&files, &device.clone().autodiff())?;
-    let adapter = attached(&mut model, &args.adapter, args.training.seed)?;
+    let adapter = attached(&mut model, &args.adapter, args.training.run.seed)?;
     let (merge, masked) = (args.adapter.merge, args.adapter.masked);
     let pupil = Pupil { files, model, adapter, merge, kept: Vec::new(), from_scratch: false, masked };
     teach(pupil, teacher.as_ref(), &args.training, &device)

@@ -77,7 +77,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         weights: args.layers.iter().cloned().collect(),
         relation_heads: args.relation_heads,
         teacher_block: args.teacher_block,
-        seed: args.seed,
+        seed: args.run.seed,
     };
     if !layers.weights.is_empty() && teacher.is_none() {
         return Err(user("--layers compares with a teacher: name its folder with --teacher"));
@@ -115,18 +115,18 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         "epochs": args.epochs,
         "loss": options,
         "layers": layers,
-        "precision": kindling_distill::Precision::from(args.precision),
+        "precision": kindling_distill::Precision::from(args.run.precision),
         "steps": args.steps,
         "rows": args.rows,
         "length": args.length,
         "micro_rows": args.micro_rows,
         "rate": args.rate,
         "warmup": args.warmup,
-        "clip": args.clip,
-        "seed": args.seed,
+        "clip": args.run.clip,
+        "seed": args.run.seed,
     });
-    folder::prepare(&args.out, &identity, args.resume, args.force)?;
-    let cx = Cx::new(args.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
+    folder::prepare(&args.run.out, &identity, args.run.resume, args.run.force)?;
+    let cx = Cx::new(args.run.seed).with_cancel(signal::cancel_flag()?).with_progress(progress::for_stderr());
 
     let teacher = match teacher.filter(|_| asked || held.is_some()) {
         Some(files) => Some(Decoder::load(files, device)?),
@@ -148,13 +148,13 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         },
         adamw: AdamW { weight_decay: 0.0, beta2: 0.999, ..AdamW::default() },
         muon: None,
-        clip: Some(args.clip),
+        clip: Some(args.run.clip),
         micro_rows: args.micro_rows,
         workers: rayon::current_num_threads(),
-        checkpoint_blocks: args.checkpoint_blocks,
+        checkpoint_blocks: args.run.checkpoint_blocks,
         spike: 5.0,
         layers,
-        precision: args.precision.into(),
+        precision: args.run.precision.into(),
     };
     let with_adapter = pupil.adapter.is_some();
     let teacher = teacher.filter(|_| asked).map(|model| Box::new(model) as Box<dyn LanguageModel>);
@@ -166,7 +166,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     let trained: usize = trainer.trained().map(|(_, size)| size).sum();
     cx.progress().note(&format!("{} parameters learn", count(trained as u64)));
     let plan = run::Plan {
-        out: &args.out,
+        out: &args.run.out,
         steps: args.steps as u64,
         evaluate_every: 0,
         held_out: "",
@@ -179,7 +179,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     let (steps, tokens) = (trainer.steps_done(), trainer.tokens_seen());
     let mut model = trainer.into_model();
     let after = measure(&model)?;
-    let lines = run::read_log(&args.out.join("log.jsonl"))?;
+    let lines = run::read_log(&args.run.out.join("log.jsonl"))?;
     let summary = Summary {
         loss: args.loss.clone(),
         steps,
@@ -191,16 +191,16 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
     };
     let whole = pupil.adapter.is_none() || pupil.merge;
     let kept = whole.then_some(pupil.kept.as_slice());
-    write_result(&mut model, &pupil.files, pupil.adapter.as_ref(), kept, &args.out)?;
-    write_log(&summary, &lines, &args.out)?;
-    if args.json {
+    write_result(&mut model, &pupil.files, pupil.adapter.as_ref(), kept, &args.run.out)?;
+    write_log(&summary, &lines, &args.run.out)?;
+    if args.run.json {
         return output::json(&summary);
     }
     if let Some(Perplexities { teacher, before, after }) = summary.perplexity {
         let teacher = teacher.map_or(String::new(), |teacher| format!(" (teacher {})", number(teacher)));
         output::line(format_args!("perplexity {} -> {}{teacher}", number(before), number(after)))?;
     }
-    output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.out.display()))
+    output::line(format_args!("{} steps, {} tokens: {}", summary.steps, count(summary.tokens), args.run.out.display()))
 }
 
 /// The adapter; or, with the blocks that were `kept` (none: all), the weights with the adapter added.
@@ -288,11 +288,11 @@ fn source(
             )));
         }
         let identity = folder::digest([serde_json::to_vec(manifest)?]);
-        return Ok((Source::Store(StoreBatches { store, rows: args.rows, seed: args.seed }), identity));
+        return Ok((Source::Store(StoreBatches { store, rows: args.rows, seed: args.run.seed }), identity));
     }
     let (learnt, _) = texts::read(&args.text, &args.hold_out)?;
     let ids = texts::documents(&learnt, tokenizer)?;
-    let text = TokenWindows::new(ids, args.length, args.seed)
+    let text = TokenWindows::new(ids, args.length, args.run.seed)
         .with_context(|| format!("the text is shorter than one row of {} tokens", args.length))
         .or_user()?;
     let identity = folder::digest(learnt.iter().map(|(_, text)| text));
@@ -302,7 +302,7 @@ fn source(
         return Err(user(format!("--prompt-tokens {prompt}: a row has {} tokens", args.length)));
     }
     let sampling =
-        Sampling { temperature: args.writing_temperature, end: tokenizer.eos_ids().to_vec(), seed: args.seed };
+        Sampling { temperature: args.writing_temperature, end: tokenizer.eos_ids().to_vec(), seed: args.run.seed };
     let source = if options.loss == "minillm" {
         if !args.texts.is_multiple_of(args.rows) {
             return Err(user(format!("--texts {}: a multiple of --rows {} is needed", args.texts, args.rows)));

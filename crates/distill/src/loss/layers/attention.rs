@@ -7,7 +7,7 @@ use burn::tensor::activation::log_softmax;
 use kindling_core::AttentionInputs;
 
 use super::{
-    Compare, Depths, LayerEntry, LayerOptions, causal_scores, folded, relation_divergence, relations, same_heads,
+    Compare, LayerEntry, LayerOptions, causal_scores, folded, last_block, relation_divergence, relations, same_heads,
 };
 use crate::error::Result;
 
@@ -16,13 +16,9 @@ pub(super) const ENTRY: LayerEntry = LayerEntry {
     name: "attention",
     summary: "divergence of the last block's attention and of how its values relate",
     paper: "MiniLM: Deep Self-Attention Distillation, arXiv 2002.10957",
-    pairs,
+    pairs: last_block,
     compare: Compare::Attention(compare),
 };
-
-fn pairs(depths: Depths, options: &LayerOptions) -> Result<Vec<[usize; 2]>> {
-    Ok(vec![[depths.student - 1, depths.teacher_block(options)?]])
-}
 
 fn compare(student: &AttentionInputs, teacher: &AttentionInputs, _: &LayerOptions) -> Result<Tensor<1>> {
     same_heads(ENTRY.name, "query", &student.queries, &teacher.queries)?;

@@ -254,6 +254,11 @@ impl Trace {
     }
 }
 
+/// The student's last block, and the teacher's that the options name.
+fn last_block(depths: Depths, options: &LayerOptions) -> Result<Vec<[usize; 2]>> {
+    Ok(vec![[depths.student - 1, depths.teacher_block(options)?]])
+}
+
 /// Mean squared difference of two tensors of one shape.
 pub fn mean_squared<const D: usize>(student: Tensor<D>, teacher: Tensor<D>) -> Tensor<1> {
     (student - teacher).square().mean()

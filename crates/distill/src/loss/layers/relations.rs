@@ -6,7 +6,7 @@
 use burn::tensor::Tensor;
 use kindling_core::AttentionInputs;
 
-use super::{Compare, Depths, LayerEntry, LayerOptions, relation_divergence, relations};
+use super::{Compare, LayerEntry, LayerOptions, last_block, relation_divergence, relations};
 use crate::error::{DistillError, Result};
 
 /// What lists show.
@@ -14,13 +14,9 @@ pub(super) const ENTRY: LayerEntry = LayerEntry {
     name: "relations",
     summary: "divergence of how queries, keys and values relate, with heads cut anew",
     paper: "MiniLMv2: Multi-Head Self-Attention Relation Distillation, arXiv 2012.15828",
-    pairs,
+    pairs: last_block,
     compare: Compare::Attention(compare),
 };
-
-fn pairs(depths: Depths, options: &LayerOptions) -> Result<Vec<[usize; 2]>> {
-    Ok(vec![[depths.student - 1, depths.teacher_block(options)?]])
-}
 
 fn compare(student: &AttentionInputs, teacher: &AttentionInputs, options: &LayerOptions) -> Result<Tensor<1>> {
     let count = options.relation_heads;
