@@ -7,12 +7,15 @@
 //! Source: "NFL: Robust Learned Index via Distribution Transformation" (arXiv 2205.11807); blocks after "Block Neural
 //! Autoregressive Flow" (arXiv 1904.04676). Cost: two hyperbolic tangents a key for the usual size.
 
+use serde::{Deserialize, Serialize};
+
 use super::tanh::{ROUND, tanh};
 use crate::error::{Error, Result};
 use crate::raw::simd;
 
 /// Rows (inputs) × columns (outputs), by rows.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Matrix {
     /// Inputs.
     pub rows: usize,
@@ -22,8 +25,35 @@ pub struct Matrix {
     pub entries: Vec<f64>,
 }
 
+/// A flow as serde stores it: what [`FoldingFlow::new`] takes, so that it is checked again.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    mean: f64,
+    var: f64,
+    layers: Vec<Matrix>,
+    raw_first_feature: bool,
+}
+
+impl TryFrom<Stored> for FoldingFlow {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<Self> {
+        let flow = Self::new(stored.mean, stored.var, stored.layers)?;
+        Ok(Self { raw_first_feature: stored.raw_first_feature, ..flow })
+    }
+}
+
+impl From<FoldingFlow> for Stored {
+    fn from(flow: FoldingFlow) -> Self {
+        let FoldingFlow { mean, var, layers, raw_first_feature, .. } = flow;
+        Self { mean, var, layers, raw_first_feature }
+    }
+}
+
 /// A trained flow.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct FoldingFlow {
     /// What is subtracted from a key: the smallest key it was trained on.
     pub mean: f64,

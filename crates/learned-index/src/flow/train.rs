@@ -6,13 +6,16 @@
 //!
 //! Source: "NFL: Robust Learned Index via Distribution Transformation", arXiv 2205.11807.
 
+use serde::{Deserialize, Serialize};
+
 use super::folding::{FoldingFlow, Matrix};
 use super::tanh::tanh;
 use crate::data::SplitMix64;
 use crate::error::{Error, Result};
 
 /// How to train.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// Features of a key: 2, or 1 for a flow that does not fold.
     pub features: usize,

@@ -3,11 +3,14 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `mod` | the map |
+//! | `serial` | serde |
 //! | [`switch`] | whether a flow pays |
 
+mod serial;
 pub mod switch;
 
 use kindling_core::{IndexMut, PointIndex};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::flow::FoldingFlow;
@@ -84,7 +87,8 @@ pub struct NflMap<K: Key, V> {
 }
 
 /// How an [`NflMap`] is loaded.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct NflConfig {
     /// How the flow is trained.
     pub train: TrainConfig,

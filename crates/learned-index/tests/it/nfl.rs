@@ -101,3 +101,35 @@ fn a_flow_is_left_out_where_ways_are_short() {
         assert!(!map.is_folded() && map.switch().is_none() && map.shape().mean_depth() < 2.5, "{name}");
     }
 }
+
+#[test]
+fn a_stored_map_is_the_same_map_with_the_same_flow() {
+    let Keys::U64(keys) = KeySet::named("lognormal").unwrap().generate(5_000, 42) else { panic!("u64 keys") };
+    for force in [None, Some(true), Some(false)] {
+        let config = NflConfig { force, ..NflConfig::default() };
+        let mut map = NflMap::from_sorted(keys.iter().copied().zip(0u64..), &config).unwrap();
+        map.insert(keys[0] / 2, 7);
+        map.remove(&keys[9]);
+        let text = serde_json::to_string(&map).unwrap();
+        let mut back: NflMap<u64, u64> = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.is_folded(), back.switch(), back.flow()), (map.is_folded(), map.switch(), map.flow()));
+        assert_eq!((back.len(), back.get(&(keys[0] / 2)), back.get(&keys[9])), (keys.len(), Some(&7), None));
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text).unwrap()["config"]["force"],
+            serde_json::json!(force)
+        );
+        back.insert(3, 3);
+        map.insert(3, 3);
+        assert_eq!(back.into_sorted(), map.into_sorted());
+        // A flow that divides by nothing is refused, not used.
+        if force == Some(true) {
+            let var = text.find("\"var\":").unwrap() + "\"var\":".len();
+            let broken = format!("{}0.0{}", &text[..var], &text[var + text[var..].find(',').unwrap()..]);
+            let error = serde_json::from_str::<NflMap<u64, u64>>(&broken).err().unwrap();
+            assert!(error.to_string().contains("positive scale"), "{error}");
+        }
+    }
+    let empty = NflMap::<u64, u64>::from_sorted([], &NflConfig::default()).unwrap();
+    let back: NflMap<u64, u64> = serde_json::from_str(&serde_json::to_string(&empty).unwrap()).unwrap();
+    assert!(back.is_empty());
+}
