@@ -249,6 +249,11 @@ impl<M: LanguageModel + Clone> Trainer<M> {
                     *x = x.clone().cast(DType::BF16);
                 }
             }
+            if frozen.is_empty() && !slots.iter().any(|slot| slot.hidden && rounds(&slot.name, &output)) {
+                return Err(DistillError::Input(
+                    "nothing to round to bf16: the weights of blocks are compressed or lie under adapters; train in f32".into(),
+                ));
+            }
         }
         let worker = |_| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();

@@ -379,6 +379,11 @@ fn an_adapter_heals_a_quantised_model_and_is_loaded_beside_it() {
         let measured = xtask(&arguments).json()["perplexity"].as_f64().unwrap();
         assert!((measured / after - 1.0).abs() < 1e-4, "{measured} and {found}");
     }
+    // Nothing of what is compressed can be rounded.
+    let out = school.desk.arg("rounded");
+    let heal = ["heal", "--model", &small, "--teacher", &teacher, "--text", &school.text, "--out", &out];
+    let rounded = xtask(&[&heal[..], &["--steps", "2", "--length", "16", "--precision", "bf16"]].concat());
+    assert!(rounded.late_mistake().contains("nothing to round"));
     let config: Value =
         serde_json::from_str(&fs::read_to_string(format!("{adapter}/adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["peft_type"], &config["r"]), (&json!("LORA"), &json!(8)));

@@ -166,6 +166,14 @@ fn rounded_products_learn_alike_and_leave_no_rounded_weight() {
         let seen = losses(&mut trainer, 0..20);
         (seen, trainer.into_model())
     };
+    let embedding = Trainer::new(
+        Toy::new(Device::default().autodiff()),
+        None,
+        Box::new(CrossEntropy),
+        TrainOptions { precision: Precision::Bf16, ..options() },
+        &|name| name == "embedding",
+    );
+    assert!(embedding.is_ok(), "frozen weights are rounded, too");
     let (exact, _) = run(Precision::F32);
     let (rounded, mut model) = run(Precision::Bf16);
     assert_ne!(exact, rounded);
