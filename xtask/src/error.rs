@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::Error;
 use kindling_model::ModelError;
+use kindling_model::checkpoint::CheckpointError;
 use kindling_tensor_backend::DeviceError;
 
 /// The status after a mistake of the user.
@@ -145,7 +146,7 @@ fn is_users(cause: &(dyn StdError + 'static)) -> bool {
         );
     }
     // What else a model complains about is in files and arguments: no program can know better than those.
-    cause.is::<UserError>() || cause.is::<ModelError>() || cause.is::<DeviceError>()
+    cause.is::<UserError>() || cause.is::<ModelError>() || cause.is::<CheckpointError>() || cause.is::<DeviceError>()
 }
 
 #[cfg(test)]

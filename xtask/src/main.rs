@@ -39,7 +39,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, SHORT_HELP};
 
-/// Tensors come and go by the hundred in a pass; the allocator of glibc takes up to a third of the time of small models.
+/// Tensors come and go by the hundred in a pass; the allocator of glibc takes a good part of the time of small models.
 #[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -414,7 +414,7 @@ mod tests {
         assert!(with > 20 && time < 1.02, "{with} rounds with guesses, {time} a token");
         let (with, time) = guessed(&mut costs, 400, |_| true);
         assert!(with > 330 && time < 0.82, "{with} rounds with guesses, {time} a token");
-        // Gains of before pay for nothing.
+        // Gains of before pay for little.
         let (with, time) = guessed(&mut costs, 2000, |round| round % 3 == 0);
         assert!(with < 300 && time < 1.025, "{with} rounds with guesses, {time} a token");
     }

@@ -224,24 +224,6 @@ pub(crate) enum AlignLoss {
     CrossEntropy,
 }
 
-/// In what the blocks multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PrecisionArg {
-    /// Nothing is rounded.
-    F32,
-    /// Weights and what meets them are rounded: faster on GPUs with units for it, slower on a processor.
-    Bf16,
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(arg: PrecisionArg) -> Self {
-        match arg {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-        }
-    }
-}
-
 /// `states=0.5`, or a name alone that counts 1.
 fn layer_loss(text: &str) -> Result<(String, f64), String> {
     let (name, weight) = text.split_once('=').unwrap_or((text, "1"));
@@ -363,9 +345,9 @@ pub(crate) struct TrainingRun {
     /// Keep the inputs of blocks only and run them again on the way back: memory for time.
     #[arg(long)]
     pub(crate) checkpoint_blocks: bool,
-    /// In what the blocks multiply; weights and sums are f32 in any case.
-    #[arg(long, value_enum, default_value_t = PrecisionArg::F32)]
-    pub(crate) precision: PrecisionArg,
+    /// In what the blocks multiply, f32 or bf16 (faster on GPUs with units for it); weights and sums are f32 in any case.
+    #[arg(long, value_name = "TYPE", default_value_t = Precision::F32)]
+    pub(crate) precision: Precision,
     /// Folder of the run: checkpoints on the way, the result in the end.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,

@@ -6,9 +6,7 @@ use anyhow::Result;
 use kindling_core::Cx;
 use kindling_distill::loss::{LossOptions, build};
 use kindling_distill::preferences::choose;
-use kindling_distill::{
-    AdamW, AnswerPair, Decay, LayerOptions, Precision, PreferencePairs, Schedule, TrainOptions, Trainer,
-};
+use kindling_distill::{AdamW, AnswerPair, Decay, LayerOptions, PreferencePairs, Schedule, TrainOptions, Trainer};
 use kindling_model::chat::{ChatTemplate, RenderOptions};
 use kindling_model::tokenizer::Tokenizer;
 use kindling_model::{Decoder, ModelFiles};
@@ -88,7 +86,6 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
     let mut model = Decoder::load_dense(&files, &device.autodiff())?;
     let adapter = attached(&mut model, &args.adapter, args.run.seed)?;
     let loss = LossOptions { loss: name.into(), dpo_beta: args.beta, ..LossOptions::default() };
-    let precision = Precision::from(args.run.precision);
     let identity = json!({
         "model": files.checkpoint().fingerprint()?,
         "adapter": adapter,
@@ -102,7 +99,7 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         "rate": args.rate,
         "warmup": args.warmup,
         "clip": args.run.clip,
-        "precision": precision,
+        "precision": args.run.precision,
         "seed": args.run.seed,
     });
     folder::prepare(&args.run.out, &identity, args.run.resume, args.run.force)?;
@@ -122,7 +119,7 @@ pub(crate) fn run(args: &Align, device_name: DeviceName) -> Result<()> {
         checkpoint_blocks: args.run.checkpoint_blocks,
         spike: 5.0,
         layers: LayerOptions::default(),
-        precision,
+        precision: args.run.precision,
     };
     let with_adapter = adapter.is_some();
     let chosen = |name: &str| !with_adapter || name.contains(".lora_");

@@ -98,6 +98,11 @@ impl Checkpoints {
 
     /// Writes a checkpoint; older ones than the last two go.
     pub(crate) fn write(&self, snapshot: &Snapshot) -> Result<()> {
+        let written = self.write_complete(snapshot);
+        written.context("a checkpoint could not be written, and --resume goes on from the last one that could")
+    }
+
+    fn write_complete(&self, snapshot: &Snapshot) -> Result<()> {
         let dir = self.dir.join(format!("step-{:08}", snapshot.place.step));
         if dir.join("place.json").exists() {
             return Ok(());

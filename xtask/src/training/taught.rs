@@ -115,7 +115,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         "epochs": args.epochs,
         "loss": options,
         "layers": layers,
-        "precision": kindling_distill::Precision::from(args.run.precision),
+        "precision": args.run.precision,
         "steps": args.steps,
         "rows": args.rows,
         "length": args.length,
@@ -154,7 +154,7 @@ pub(crate) fn teach(pupil: Pupil, teacher: Option<&ModelFiles>, args: &Training,
         checkpoint_blocks: args.run.checkpoint_blocks,
         spike: 5.0,
         layers,
-        precision: args.run.precision.into(),
+        precision: args.run.precision,
     };
     let with_adapter = pupil.adapter.is_some();
     let teacher = teacher.filter(|_| asked).map(|model| Box::new(model) as Box<dyn LanguageModel>);

@@ -146,6 +146,41 @@ fn a_run_that_was_killed_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
+#[cfg(unix)]
+fn a_full_disk_in_a_checkpoint_loses_nothing_before_it() {
+    let school = School::new();
+    let whole = school.pretrained("whole");
+    let out = school.desk.arg("full");
+    stop_after(5, &out, &school.arguments(&out, &[]), "-INT");
+    let done = log(&out).len();
+    // A limit on the size of a file acts like a full disk: the log fits, a checkpoint does not.
+    let arguments = school.arguments(&out, &["--resume"]).join("' '");
+    let script = format!("ulimit -f 60; trap '' XFSZ; exec '{}' '{arguments}'", env!("CARGO_BIN_EXE_xtask"));
+    let full = Run::of(std::process::Command::new("sh").args(["-c", &script]).output().unwrap());
+    assert_eq!((full.status, full.stdout.as_str()), (2, ""), "{}", full.stderr);
+    let line = full.stderr.lines().last().unwrap();
+    assert!(line.starts_with("error: ") && line.contains("--resume") && line.contains("no space left"), "{line}");
+    assert!(line.contains("checkpoints/step-"), "{line}");
+    assert!(log(&out).len() >= done, "the log of the steps before is kept");
+    xtask(&school.arguments(&out, &["--resume"])).success();
+    assert_eq!(log(&out), log(&whole));
+}
+
+#[test]
+fn a_run_that_gets_no_better_ends_early() {
+    let school = School::new();
+    let out = school.desk.arg("early");
+    let stuck = CONFIG.replace("rate = 1e-2", "rate = 1e-20").replace("[train]", "[train]\npatience = 1");
+    fs::write(&school.config, stuck).unwrap();
+    let run = xtask(&school.arguments(&out, &[]));
+    assert!(run.stderr.contains("ending early"), "{}", run.stderr);
+    run.success();
+    // Looked at after 4 and after 8 of 12 steps.
+    assert_eq!(log(&out).len(), 8);
+    assert!(school.desk.path("early/model.safetensors").exists());
+}
+
+#[test]
 fn what_a_student_writes_is_the_same_after_an_interruption() {
     let school = School::new();
     let teacher = school.pretrained("teacher");

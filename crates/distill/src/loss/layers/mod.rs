@@ -18,6 +18,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DistillError, Result};
+use crate::trainer::flat;
 
 pub use relations::relation_heads;
 pub use scores::attention_scores;
@@ -186,13 +187,9 @@ impl LayerLosses {
         };
         let states_of = |layer| asked(|compare| matches!(compare, Compare::States(_)), layer);
         let attention_of = |layer| asked(|compare| matches!(compare, Compare::Attention(_)), layer);
-        let flat = |x: &Tensor<3>| {
-            let [rows, tokens, features] = x.dims();
-            x.clone().reshape([rows * tokens, features])
-        };
         let mut x = model.embed(ids)?;
         for index in 0..count {
-            trace.states[index] = states_of(index).then(|| flat(&x));
+            trace.states[index] = states_of(index).then(|| flat(x.clone()));
             if attention_of(index) {
                 let (y, seen) = model.block_and_attention(index, x)?;
                 trace.attention[index] = Some(seen);
@@ -201,7 +198,7 @@ impl LayerLosses {
                 x = model.block(index, x, None)?;
             }
         }
-        trace.states[count] = states_of(count).then(|| flat(&x));
+        trace.states[count] = states_of(count).then(|| flat(x.clone()));
         Ok((model.last_norm(x), trace))
     }
 
