@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         eprintln!("{SHORT_HELP}");
         return ExitCode::from(error::MISTAKE);
     };
+    memory::keep_freed();
     error::guard(move || {
         log_to_stderr();
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -67,11 +67,19 @@ impl Activations {
         let fill = |group: usize, mut places: Places<'_>| {
             let first = group * TOGETHER;
             let width = TOGETHER.min(rows - first);
+            let mut padded = Vec::new();
             for row in 0..width {
                 let source = &x[(first + row) * cols..][..cols];
-                for block in 0..blocks {
-                    places.put(block * width, width, row, &take(source, block, order));
+                if order.is_none() && cols.is_multiple_of(BLOCK) {
+                    places.put(width, row, source.as_chunks().0);
+                    continue;
                 }
+                padded.resize(blocks * BLOCK, 0.0);
+                match order {
+                    None => padded[..cols].copy_from_slice(source),
+                    Some(order) => padded.iter_mut().zip(order).for_each(|(x, &i)| *x = source[i as usize]),
+                }
+                places.put(width, row, padded.as_chunks().0);
             }
         };
         match arithmetic {
@@ -117,35 +125,16 @@ enum Places<'a> {
 }
 
 impl Places<'_> {
-    /// Stores a block of one of `width` rows; `base` places come before the block.
-    fn put(&mut self, base: usize, width: usize, row: usize, x: &[f32; BLOCK]) {
+    /// Stores one of `width` rows.
+    fn put(&mut self, width: usize, row: usize, x: &[[f32; BLOCK]]) {
         match self {
-            Places::Int8 { codes, scales, sums } => {
-                let (found, sum, scale) = quantise(x);
-                scales[base + row] = scale;
-                sums[base + row] = sum as f32;
-                for (quad, found) in found.as_chunks::<4>().0.iter().enumerate() {
-                    codes[base * (BLOCK / 4) + quad * width + row] = *found;
-                }
-            }
+            Places::Int8 { codes, scales, sums } => quantise(x, width, row, codes, scales, sums),
             Places::F32(values) => {
-                for (i, &x) in x.iter().enumerate() {
-                    values[base * BLOCK + i * width + row] = x;
-                }
+                let places = values[row..].iter_mut().step_by(width);
+                places.zip(x.as_flattened()).for_each(|(place, &x)| *place = x);
             }
         }
     }
-}
-
-/// A block of a row, its end filled with zeros.
-fn take(row: &[f32], block: usize, order: Option<&[u32]>) -> [f32; BLOCK] {
-    let mut taken = [0.0; BLOCK];
-    let range = block * BLOCK..((block + 1) * BLOCK).min(row.len());
-    match order {
-        None => taken[..range.len()].copy_from_slice(&row[range]),
-        Some(order) => taken.iter_mut().zip(&order[range]).for_each(|(x, &i)| *x = row[i as usize]),
-    }
-    taken
 }
 
 /// Rows that are multiplied together.
@@ -176,27 +165,42 @@ impl Group<'_> {
 }
 
 vectorised! {
-    /// Codes between −127 and 127, their sum, and what one of them counts.
-    fn quantise(x: &[f32; BLOCK]) -> ([i8; BLOCK], i32, f32) {
+    /// Of every block codes between −127 and 127, what one of them counts, and their sum: into the places of one of `width` rows.
+    fn quantise(
+        x: &[[f32; BLOCK]],
+        width: usize,
+        row: usize,
+        codes: &mut [[i8; 4]],
+        scales: &mut [f32],
+        sums: &mut [f32],
+    ) {
         let _ = FMA;
-        let mut largest = [0.0f32; BLOCK / 2];
-        for (i, largest) in largest.iter_mut().enumerate() {
-            let (a, b) = (x[i].abs(), x[i + BLOCK / 2].abs());
-            *largest = if a > b { a } else { b };
+        let scales = scales[row..].iter_mut().step_by(width);
+        let sums = sums[row..].iter_mut().step_by(width);
+        let blocks = x.iter().zip(codes.chunks_mut(width * BLOCK / 4));
+        for (((x, codes), to_scale), to_sum) in blocks.zip(scales).zip(sums) {
+            let mut largest = [0.0f32; BLOCK / 2];
+            for (i, largest) in largest.iter_mut().enumerate() {
+                let (a, b) = (x[i].abs(), x[i + BLOCK / 2].abs());
+                *largest = if a > b { a } else { b };
+            }
+            let scale = largest.iter().fold(0.0f32, |largest, &x| if x > largest { x } else { largest }) / 127.0;
+            // Of a block of zeros, and of one so small that its scale is not: zeros.
+            let inverse = scale.recip();
+            let inverse = if inverse.is_finite() { inverse } else { 0.0 };
+            // Adding 1.5 · 2²³ rounds to the nearest whole number, halves to even, and leaves it in the low bits.
+            const ROUND: f32 = 12_582_912.0;
+            let mut found = [0i8; BLOCK];
+            let mut sum = 0;
+            for (code, x) in found.iter_mut().zip(x) {
+                let whole = ((x * inverse + ROUND).to_bits() as i32) << 9 >> 9;
+                *code = whole as i8;
+                sum += i32::from(*code);
+            }
+            (*to_scale, *to_sum) = (scale, sum as f32);
+            for (quad, found) in found.as_chunks::<4>().0.iter().enumerate() {
+                codes[quad * width + row] = *found;
+            }
         }
-        let scale = largest.iter().fold(0.0f32, |largest, &x| if x > largest { x } else { largest }) / 127.0;
-        // Of a block of zeros, and of one so small that its scale is not: zeros.
-        let inverse = scale.recip();
-        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
-        // Adding 1.5 · 2²³ rounds to the nearest whole number, halves to even, and leaves it in the low bits.
-        const ROUND: f32 = 12_582_912.0;
-        let mut codes = [0i8; BLOCK];
-        let mut sum = 0;
-        for (code, x) in codes.iter_mut().zip(x) {
-            let whole = ((x * inverse + ROUND).to_bits() as i32) << 9 >> 9;
-            *code = whole as i8;
-            sum += i32::from(*code);
-        }
-        (codes, sum, scale)
     }
 }

@@ -180,6 +180,14 @@ fn ask<const BITS: usize>(registers: *const Register) {
     }
 }
 
+/// Asks for the lines of the cache of places that will be written.
+pub(super) fn ask_to_write(places: &[f32]) {
+    for line in places.chunks(ROWS) {
+        // SAFETY: a hint that every x86-64 knows: it changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+    }
+}
+
 /// Defines the two kernels over one way to read codes, `BITS` registers to a block.
 macro_rules! kernels {
     ($quad:ident: $int8:ident with $features_int8:literal, $float:ident with $features:literal) => {
@@ -292,3 +300,177 @@ kernels!(
     quad_of_two: int8_two_of_four with "avx512f,avx512bw,avx512vnni,avx512vbmi2",
     float_two_of_four with "avx512f,avx512bw,avx512vbmi2"
 );
+
+/// A tile whose codes are unfolded to bytes, for many rows of inputs: unfolding costs as much as four rows, and a product with
+/// bytes is little more than its multiplications.
+///
+/// Of whole numbers only. The zero points are in the sums from the start: `Σ (code − zero) · x = −zero · Σ x + Σ code · x`.
+pub(super) struct Unfolded<'a> {
+    tiles: &'a Tiles,
+    /// Eight registers to a block.
+    codes: Vec<Register>,
+    /// Of every group.
+    scales: Vec<[f32; ROWS]>,
+    /// As the scales; empty where all are the middle of the grid.
+    zeros: Vec<[i32; ROWS]>,
+}
+
+impl<'a> Unfolded<'a> {
+    /// Room for a tile; `None` without the instructions.
+    pub(super) fn new(tiles: &'a Tiles, arithmetic: Arithmetic) -> Option<Self> {
+        (arithmetic == Arithmetic::Int8 && runs(tiles, arithmetic)).then(|| Self {
+            tiles,
+            codes: vec![Register::default(); tiles.blocks() * (BLOCK / 4)],
+            scales: vec![[0.0; ROWS]; tiles.groups()],
+            zeros: if tiles.zeros.is_some() { vec![[0; ROWS]; tiles.groups()] } else { vec![] },
+        })
+    }
+
+    /// What the sums of a block start with, where its inputs' codes sum to `sum`, but for the zero points of rows.
+    pub(super) fn start(tiles: &Tiles, sum: f32) -> i32 {
+        let zero = if tiles.zeros.is_some() { 1 } else { i32::from(tiles.middle) };
+        -zero * sum as i32
+    }
+
+    /// Unfolds a tile.
+    pub(super) fn unfold(&mut self, tile: usize) {
+        assert!(tile < self.tiles.tiles(), "a tile");
+        // SAFETY: `new` found the features.
+        unsafe {
+            match self.tiles.width {
+                TWO_OF_FOUR => self.unfold_two_of_four(tile),
+                2 => self.unfold_width::<2>(tile),
+                3 => self.unfold_width::<3>(tile),
+                4 => self.unfold_width::<4>(tile),
+                _ => self.unfold_width::<8>(tile),
+            }
+            self.unfold_groups(tile);
+        }
+    }
+
+    #[allow(clippy::needless_range_loop, reason = "a loop of so many turns that the compiler unrolls it")]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn unfold_width<const BITS: usize>(&mut self, tile: usize) {
+        let blocks = self.tiles.tile(tile).chunks_exact(BITS);
+        for (bytes, block) in self.codes.as_chunks_mut::<{ BLOCK / 4 }>().0.iter_mut().zip(blocks) {
+            for i in 0..BLOCK / 4 {
+                // SAFETY: the block has its registers, and a register is 64 aligned bytes.
+                unsafe { _mm512_store_si512(bytes[i].0.as_mut_ptr().cast(), quad::<BITS>(block.as_ptr(), i)) };
+            }
+        }
+    }
+
+    #[allow(clippy::needless_range_loop, reason = "a loop of so many turns that the compiler unrolls it")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2")]
+    fn unfold_two_of_four(&mut self, tile: usize) {
+        let blocks = self.tiles.tile(tile).chunks_exact(3);
+        for (bytes, block) in self.codes.as_chunks_mut::<{ BLOCK / 4 }>().0.iter_mut().zip(blocks) {
+            for i in 0..BLOCK / 4 {
+                // SAFETY: as above.
+                unsafe { _mm512_store_si512(bytes[i].0.as_mut_ptr().cast(), quad_of_two::<3>(block.as_ptr(), i)) };
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn unfold_groups(&mut self, tile: usize) {
+        let start = Start::of(self.tiles, tile);
+        for (group, scales) in self.scales.iter_mut().enumerate() {
+            // SAFETY: 16 scales to a group; 64 bytes of the array.
+            unsafe { _mm512_storeu_ps(scales.as_mut_ptr(), scale!(start, group)) };
+        }
+        for (group, zeros) in self.zeros.iter_mut().enumerate() {
+            // SAFETY: 16 zero points to a group; 64 bytes of the array.
+            unsafe {
+                _mm512_storeu_si512(zeros.as_mut_ptr().cast(), _mm512_cvtps_epi32(start.zero(group)));
+            }
+        }
+    }
+
+    /// As [`tile`], of the one that was unfolded; `starts` are those of the inputs' blocks.
+    pub(super) fn multiply(&self, x: Group<'_>, starts: &[i32], out: &mut [[f32; ROWS]]) {
+        let places = self.tiles.blocks() * x.width;
+        assert!(starts.len() >= places && out.len() >= x.width, "inputs and outputs of the group");
+        x.assert_covers(self.tiles.blocks(), Arithmetic::Int8);
+        macro_rules! widths {
+            ($one:literal, $zeros:literal) => {
+                // SAFETY: `new` found the features, and all buffers were compared with the shape.
+                unsafe {
+                    match x.width {
+                        1 => self.rows::<1, $one, $zeros>(x, starts, out),
+                        2 => self.rows::<2, $one, $zeros>(x, starts, out),
+                        3 => self.rows::<3, $one, $zeros>(x, starts, out),
+                        4 => self.rows::<4, $one, $zeros>(x, starts, out),
+                        5 => self.rows::<5, $one, $zeros>(x, starts, out),
+                        6 => self.rows::<6, $one, $zeros>(x, starts, out),
+                        7 => self.rows::<7, $one, $zeros>(x, starts, out),
+                        _ => self.rows::<TOGETHER, $one, $zeros>(x, starts, out),
+                    }
+                }
+            };
+        }
+        match (self.tiles.blocks_per_group == 1, !self.zeros.is_empty()) {
+            (true, false) => widths!(true, false),
+            (true, true) => widths!(true, true),
+            (false, false) => widths!(false, false),
+            (false, true) => widths!(false, true),
+        }
+    }
+
+    /// # Safety
+    /// Inputs and `starts` cover the matrix.
+    #[allow(clippy::needless_range_loop, reason = "rows are places in several arrays")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    unsafe fn rows<const N: usize, const ONE: bool, const ZEROS: bool>(
+        &self,
+        x: Group<'_>,
+        starts: &[i32],
+        out: &mut [[f32; ROWS]],
+    ) {
+        let blocks = self.tiles.blocks();
+        // Of groups of one block the compiler keeps every sum in a register.
+        let per_group = if ONE { 1 } else { self.tiles.blocks_per_group };
+        let (codes, x_scales, starts) = (x.codes.as_ptr(), x.scales.as_ptr(), starts.as_ptr());
+        let mut totals = [_mm512_setzero_ps(); N];
+        for group in 0..self.scales.len() {
+            let mut sums = [_mm512_setzero_ps(); N];
+            let end = if ONE { group + 1 } else { ((group + 1) * per_group).min(blocks) };
+            // SAFETY: groups and blocks stay below those of the tile, which was unfolded whole; the inputs have `N` rows of as many
+            // blocks.
+            unsafe {
+                for block in group * per_group..end {
+                    let weights = self.codes.as_ptr().add(block * (BLOCK / 4));
+                    let codes = codes.add(block * N * (BLOCK / 4)).cast::<i32>();
+                    let mut dots = [_mm512_setzero_si512(); N];
+                    for row in 0..N {
+                        dots[row] = _mm512_set1_epi32(*starts.add(block * N + row));
+                        if ZEROS {
+                            // Both fit in 16 bits; the upper half of a zero point is nothing, and leaves out that of the start.
+                            let zero = _mm512_loadu_si512(self.zeros.as_ptr().add(group).cast());
+                            dots[row] = _mm512_madd_epi16(zero, dots[row]);
+                        }
+                    }
+                    for q in 0..BLOCK / 4 {
+                        let weights = _mm512_load_si512(weights.add(q).cast());
+                        for row in 0..N {
+                            let inputs = _mm512_set1_epi32(codes.add(q * N + row).read_unaligned());
+                            dots[row] = _mm512_dpbusd_epi32(dots[row], weights, inputs);
+                        }
+                    }
+                    for row in 0..N {
+                        let scale = _mm512_set1_ps(*x_scales.add(block * N + row));
+                        sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[row]), scale, sums[row]);
+                    }
+                }
+                let scale = _mm512_loadu_ps(self.scales.as_ptr().add(group).cast());
+                for row in 0..N {
+                    totals[row] = _mm512_fmadd_ps(sums[row], scale, totals[row]);
+                }
+            }
+        }
+        for (total, out) in totals.iter().zip(out) {
+            // SAFETY: 64 bytes of the array.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *total) };
+        }
+    }
+}

@@ -8,12 +8,14 @@ use super::neon;
 use super::scalar;
 use super::tiles::{ROWS, Tiles};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, avx512::Unfolded};
 
 /// Bytes of weights that a thread takes at a time at least.
 const PART: usize = 1 << 16;
-/// Rows of inputs that a thread takes at a time where there are many.
-const ROWS_OF_PART: usize = 64;
+/// Rows of inputs that a thread takes at a time where there are many: their codes stay in the caches.
+const ROWS_OF_PART: usize = 256;
+/// Tiles whose outputs are put in place together, a few lines of the cache to a row.
+const SIDE: usize = 4;
 
 /// Outputs `[rows of x, rows of W]`. The result does not depend on the number of threads.
 ///
@@ -37,15 +39,26 @@ pub fn product(tiles: &Tiles, x: &Activations, out: &mut [f32]) {
         });
         return;
     }
-    if x.rows >= ROWS_OF_PART * rayon::current_num_threads() {
+    let many = Many::new(tiles, x);
+    if x.rows >= ROWS_OF_PART / 4 * rayon::current_num_threads() {
         // Many rows: their inputs stay in a core's cache while the weights pass by.
-        out.par_chunks_mut(ROWS_OF_PART * outputs).enumerate().for_each(|(part, out)| {
-            let mut found = [[0.0; ROWS]; TOGETHER];
-            for tile in 0..tiles.tiles() {
+        let rows = ROWS_OF_PART.min(x.rows.div_ceil(rayon::current_num_threads()).next_multiple_of(TOGETHER));
+        out.par_chunks_mut(rows * outputs).enumerate().for_each(|(part, out)| {
+            let mut found = [[[0.0; ROWS]; TOGETHER]; SIDE];
+            let mut rooms: [Room<'_>; SIDE] = std::array::from_fn(|_| many.room());
+            for first in (0..tiles.tiles()).step_by(SIDE) {
+                let side = SIDE.min(tiles.tiles() - first);
+                for (i, room) in rooms[..side].iter_mut().enumerate() {
+                    many.unfold(room, first + i);
+                }
                 for (group, out) in out.chunks_mut(TOGETHER * outputs).enumerate() {
-                    one(tiles, tile, x, part * ROWS_OF_PART + group * TOGETHER, &mut found);
-                    for (out, found) in out.chunks_mut(outputs).zip(&found) {
-                        put(out, tile, found);
+                    let places = first * ROWS..((first + side) * ROWS).min(outputs);
+                    out.chunks_mut(outputs).for_each(|out| ask(&out[places.clone()]));
+                    for (i, room) in rooms[..side].iter().enumerate() {
+                        many.multiply(room, first + i, part * rows + group * TOGETHER, &mut found[i]);
+                    }
+                    for (row, out) in out.chunks_mut(outputs).enumerate() {
+                        found[..side].iter().enumerate().for_each(|(i, found)| put(out, first + i, &found[row]));
                     }
                 }
             }
@@ -55,17 +68,82 @@ pub fn product(tiles: &Tiles, x: &Activations, out: &mut [f32]) {
     // Tiles side by side would write to the same rows of the output: they give columns, which are put in place after.
     let columns: Vec<Vec<[f32; ROWS]>> = (0..tiles.tiles())
         .into_par_iter()
-        .map(|tile| {
-            let mut found = vec![[0.0; ROWS]; x.rows];
-            for first in (0..x.rows).step_by(TOGETHER) {
-                one(tiles, tile, x, first, &mut found[first..]);
-            }
-            found
-        })
+        .map_init(
+            || many.room(),
+            |unfolded, tile| {
+                let mut found = vec![[0.0; ROWS]; x.rows];
+                many.unfold(unfolded, tile);
+                for first in (0..x.rows).step_by(TOGETHER) {
+                    many.multiply(unfolded, tile, first, &mut found[first..]);
+                }
+                found
+            },
+        )
         .collect();
     out.par_chunks_mut(outputs).enumerate().for_each(|(row, out)| {
         columns.iter().enumerate().for_each(|(tile, column)| put(out, tile, &column[row]));
     });
+}
+
+#[cfg(target_arch = "x86_64")]
+type Room<'a> = Option<Unfolded<'a>>;
+#[cfg(not(target_arch = "x86_64"))]
+type Room<'a> = std::marker::PhantomData<&'a ()>;
+
+/// More than one row of inputs: where there are more than are multiplied together, and a kernel for it, tiles are unfolded.
+struct Many<'a> {
+    tiles: &'a Tiles,
+    x: &'a Activations,
+    /// Of every block of the inputs, if tiles are unfolded.
+    #[cfg(target_arch = "x86_64")]
+    starts: Vec<i32>,
+}
+
+impl<'a> Many<'a> {
+    fn new(tiles: &'a Tiles, x: &'a Activations) -> Self {
+        Self {
+            tiles,
+            x,
+            #[cfg(target_arch = "x86_64")]
+            starts: x.sums.iter().map(|&sum| Unfolded::start(tiles, sum)).collect(),
+        }
+    }
+
+    /// Room for an unfolded tile.
+    fn room(&self) -> Room<'a> {
+        #[cfg(target_arch = "x86_64")]
+        return (self.x.rows > TOGETHER).then(|| Unfolded::new(self.tiles, self.x.arithmetic)).flatten();
+        #[cfg(not(target_arch = "x86_64"))]
+        std::marker::PhantomData
+    }
+
+    fn unfold(&self, room: &mut Room<'a>, tile: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(room) = room {
+            room.unfold(tile);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (room, tile);
+    }
+
+    /// Outputs of the tile for the rows from `first` on, which is a multiple of [`TOGETHER`].
+    fn multiply(&self, room: &Room<'a>, tile: usize, first: usize, out: &mut [[f32; ROWS]]) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(room) = room {
+            return room.multiply(self.x.group(first), &self.starts[first * self.x.blocks()..], out);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = room;
+        one(self.tiles, tile, self.x, first, out);
+    }
+}
+
+/// Asks for memory that is about to be written: rows lie far apart, and the processor would wait for every line.
+fn ask(places: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    avx512::ask_to_write(places);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = places;
 }
 
 /// Puts the outputs of a tile into a row; the last tile may reach beyond it.
