@@ -80,6 +80,9 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         (Some(path), Some(from)) => Some(given_rows(path, &config, from.spec().vocab_size)?),
         _ => None,
     };
+    if args.rows.is_some() && config.stage.iter().any(|stage| stage.repeats.is_some()) {
+        return Err(user("`repeats` makes rows of --text; rows of --rows are learnt as they are"));
+    }
     let longest = config.stage.iter().map(|stage| stage.length).max().unwrap_or(0);
     let described = from.as_ref().map_or(Some(&config.model), |from| from.config().as_object());
     let positions = described.and_then(|model| model.get("max_position_embeddings")?.as_u64());
@@ -122,10 +125,11 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         (Box::new(GivenRows { config: config.clone(), rows }), what)
     } else if tasks.is_empty() {
         let ids = texts::documents(&learnt, &tokenizer)?;
-        let text = Text::new(&config, &ids)
+        let what = format!("{} tokens of text", count(ids.len() as u64));
+        let text = Text::new(&config, ids, tokenizer.vocab_size().min(model.spec().vocab_size))
             .with_context(|| "the text is shorter than one row: give more text or a smaller `length`")
             .or_user()?;
-        (Box::new(text), format!("{} tokens of text", count(ids.len() as u64)))
+        (Box::new(text), what)
     } else {
         let tasks_of = config.stage_tasks().map_err(user)?;
         (Box::new(Tasks { config: config.clone(), tasks: tasks_of }), format!("{} tasks", tasks.len()))
@@ -309,25 +313,35 @@ fn initial(
     Ok(Decoder::load_dense(&ModelFiles::open(&dir)?, &device(device_name)?.autodiff())?)
 }
 
-/// The windows of every stage.
+/// A text: the windows of every stage, or what it makes of the text.
 struct Text {
     config: Pretraining,
+    ids: Vec<u32>,
+    vocabulary: usize,
     stages: Vec<TokenWindows>,
 }
 
 impl Text {
-    fn new(config: &Pretraining, ids: &[u32]) -> Option<Self> {
+    fn new(config: &Pretraining, ids: Vec<u32>, vocabulary: usize) -> Option<Self> {
         let stages = config.stage.iter().enumerate();
-        let stages = stages.map(|(i, stage)| TokenWindows::new(ids.to_vec(), stage.length, config.seed + i as u64));
-        Some(Self { config: config.clone(), stages: stages.collect::<Option<_>>()? })
+        let stages = stages.map(|(i, stage)| TokenWindows::new(ids.clone(), stage.length, config.seed + i as u64));
+        let stages = stages.collect::<Option<_>>()?;
+        Some(Self { config: config.clone(), ids, vocabulary, stages })
     }
 }
 
 impl Batches for Text {
     fn rows(&self, step: u64) -> Vec<Row> {
-        let (stage, before) = self.config.stage_of(step);
-        let rows = self.config.stage[stage].rows as u64;
-        (0..rows).map(|i| self.stages[stage].window((step - before) * rows + i)).collect()
+        let (index, before) = self.config.stage_of(step);
+        let stage = &self.config.stage[index];
+        let row = |i: u64| match &stage.repeats {
+            None => self.stages[index].window((step - before) * stage.rows as u64 + i),
+            Some(repeats) => {
+                let number = step << 16 | i;
+                Row::plain(repeats.row(&self.ids, self.vocabulary, stage.length + 1, self.config.seed, number))
+            }
+        };
+        (0..stage.rows as u64).map(row).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use kindling_model::tasks::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::repeats::Repeats;
 use crate::error::user;
 
 /// Everything but the text and the output folder.
@@ -110,6 +111,9 @@ pub(crate) struct Stage {
     /// The tasks of this stage, in place of those of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<String>,
+    /// Rows that say again what stands in them, in place of the text as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<Repeats>,
 }
 
 impl Stage {
@@ -188,6 +192,10 @@ impl Pretraining {
         let stage_tasks = config.stage_tasks().map_err(|error| user(format!("{name}: {error}")))?;
         let with_tasks = matches!(config.tokenizer, TokenizerPart::Tasks { .. });
         for (i, stage) in config.stage.iter().enumerate() {
+            if let Some(repeats) = stage.repeats {
+                let fits = if with_tasks { Err("`repeats` is for text".into()) } else { repeats.check(stage.length) };
+                fits.map_err(|error| user(format!("{name}: stage {}: {error}", i + 1)))?;
+            }
             match stage.context {
                 Some(context) if with_tasks => {
                     if let Some(short) = stage
