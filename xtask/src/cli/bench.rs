@@ -174,6 +174,8 @@ pub(crate) enum PromptSet {
     Continue,
     /// Passages of the text, twice, the second time cut short: the model is led to repeat.
     Copy,
+    /// A passage of the text, another one, and the first words of an excerpt from the first, which the model is led to go on with.
+    Excerpt,
     /// Random tokens.
     Random,
     /// Contexts with a passage of which the beginning is asked for again, for a model of generated tasks: what it writes stands in

@@ -68,6 +68,9 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
     if tasks.is_empty() && args.text.is_empty() && args.rows.is_none() {
         return Err(user("a text to learn from is needed: name a file or a folder of .txt files with --text"));
     }
+    if args.rows.is_some() && config.stage.iter().any(|stage| stage.repeats.is_some()) {
+        return Err(user("`repeats` makes rows of --text; rows of --rows are learnt as they are"));
+    }
     let (learnt, held_out) =
         if args.text.is_empty() { Default::default() } else { texts::read(&args.text, &args.hold_out)? };
     if let (Some(from), false) = (&from, tasks.is_empty())
@@ -80,9 +83,6 @@ pub(crate) fn run(args: &Pretrain, device_name: DeviceName) -> Result<()> {
         (Some(path), Some(from)) => Some(given_rows(path, &config, from.spec().vocab_size)?),
         _ => None,
     };
-    if args.rows.is_some() && config.stage.iter().any(|stage| stage.repeats.is_some()) {
-        return Err(user("`repeats` makes rows of --text; rows of --rows are learnt as they are"));
-    }
     let longest = config.stage.iter().map(|stage| stage.length).max().unwrap_or(0);
     let described = from.as_ref().map_or(Some(&config.model), |from| from.config().as_object());
     let positions = described.and_then(|model| model.get("max_position_embeddings")?.as_u64());

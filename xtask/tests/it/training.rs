@@ -307,6 +307,25 @@ fn tasks_are_learnt_without_a_text() {
 }
 
 #[test]
+fn a_text_that_stands_again_and_again_is_learnt_sooner() {
+    let school = School::new();
+    let repeats = "length = 32\nrepeats = { period = [2, 4] }";
+    let config = school.desk.file("repeats.toml", CONFIG.replace("length = 32", repeats));
+    let out = school.desk.arg("repeats");
+    let base = ["pretrain", "--config", &config, "--text", &school.text, "--out", &out];
+    xtask(&base).success();
+    let losses = |out: &str| log(out).iter().map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>();
+    let (plain, repeating) = (losses(&school.pretrained("plain")), losses(&out));
+    assert_eq!(plain.len(), repeating.len());
+    assert!(repeating[11] < repeating[8] && repeating[11] != plain[11], "{repeating:?} beside {plain:?}");
+    let rows = school.desk.ids_below(264, "rows.safetensors", 96, 33);
+    let more = CONFIG[CONFIG.find("[train]").unwrap()..].replace("length = 32", repeats);
+    let (more, from) = (school.desk.file("more.toml", more), school.desk.arg("plain"));
+    let given = ["pretrain", "--config", &more, "--from", &from, "--rows", &rows, "--out", "x"];
+    assert!(xtask(&given).mistake().contains("`repeats` makes rows of --text"));
+}
+
+#[test]
 fn a_checkpoint_goes_on_with_another_text_or_with_given_rows() {
     let school = School::new();
     let first = school.pretrained("first");
@@ -345,6 +364,11 @@ fn mistakes_in_training_are_told_in_a_line() {
     };
     assert!(with(&CONFIG.replace("rate = 1e-2", "rat = 1e-2")).contains("rat"));
     assert!(with(&CONFIG.replace("length = 32", "length = 64")).contains("32 positions"));
+    let repeating = |repeats: &str| CONFIG.replace("length = 32", &format!("length = 32\nrepeats = {{ {repeats} }}"));
+    assert!(
+        with(&repeating("quotes = [8, 33]")).contains("stage 2: `repeats`: passages of [8, 33] tokens: 1 to the 32")
+    );
+    assert!(with(&repeating("random = 0.5")).contains("one of `period` and `quotes` is needed"));
     assert!(with(&CONFIG.replace("num_attention_heads = 4", "num_attention_heads = 5")).contains("heads"));
     fs::write(&school.config, CONFIG.replace("vocab_size = 264", "vocab_size = 40000")).unwrap();
     assert!(xtask(&school.arguments(&out, &[])).late_mistake().contains("tokens to learn"));

@@ -149,8 +149,11 @@ fn ask(places: &[f32]) {
 /// Puts the outputs of a tile into a row; the last tile may reach beyond it.
 fn put(row: &mut [f32], tile: usize, found: &[f32; ROWS]) {
     let out = &mut row[tile * ROWS..];
-    let count = out.len().min(ROWS);
-    out[..count].copy_from_slice(&found[..count]);
+    // Of a size that the compiler knows: the move of a register in place of a call.
+    match out.first_chunk_mut::<ROWS>() {
+        Some(out) => *out = *found,
+        None => out.copy_from_slice(&found[..out.len()]),
+    }
 }
 
 fn one(tiles: &Tiles, tile: usize, x: &Activations, first: usize, out: &mut [[f32; ROWS]]) {

@@ -15,7 +15,7 @@ pub(super) const MOST_ROWS: usize = 32;
 const ROWS: usize = 6;
 const COLUMNS: usize = 32;
 /// From this many multiplications on the columns are shared among threads.
-const SHARED: usize = 1 << 20;
+const SHARED: usize = 1 << 17;
 
 /// The plain twin: `[rows, in] · [in, out]`.
 pub fn product_reference(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {

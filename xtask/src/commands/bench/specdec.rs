@@ -234,6 +234,9 @@ fn cpu_seconds() -> Option<f64> {
     Some(nanoseconds / 1e9)
 }
 
+/// Tokens of an excerpt that stand in a prompt.
+const EXCERPT: usize = 16;
+
 /// Prompts of a kind, evenly spaced in the text.
 fn prompts(set: PromptSet, args: &BenchSpecdec, text: &[u32], vocab: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
     let step = text.len().saturating_sub(args.prompt_tokens) / args.prompts.max(1);
@@ -246,6 +249,14 @@ fn prompts(set: PromptSet, args: &BenchSpecdec, text: &[u32], vocab: usize, bos:
                 PromptSet::Copy => {
                     let once = &passage()[..2 * args.prompt_tokens / 3];
                     [once, &once[..args.prompt_tokens / 3]].concat()
+                }
+                PromptSet::Excerpt => {
+                    let (passage, other) = passage().split_at(3 * args.prompt_tokens / 4);
+                    // Where as many tokens follow as are written, if the passage is long enough for it.
+                    let places = passage.len().saturating_sub(args.new + EXCERPT).max(1);
+                    let start = rng.next_u32() as usize % places;
+                    let excerpt = &passage[start..passage.len().min(start + EXCERPT)];
+                    [passage, &other[excerpt.len().min(other.len())..], excerpt].concat()
                 }
                 PromptSet::Quote => {
                     let example = generate_example(Task::Copy, args.prompt_tokens, None, &mut rng);
