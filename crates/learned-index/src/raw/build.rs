@@ -10,15 +10,13 @@ use std::ptr;
 use super::bucket::Buckets;
 use super::fan::Cells;
 use super::heap::{Heap, LARGE};
-use super::node::{Kind, Node, place};
+use super::node::{BEHIND, Kind, Knots, Node, PIECES, POSITIONS, piece, place};
 use crate::key::Key;
 
 /// How much of its buckets a run fills: when all is loaded at once …
 pub(super) const LOADED: f64 = 0.72;
 /// … and when a node has grown out of them and will go on growing.
 pub(super) const GROWING: f64 = 0.5;
-/// Buckets behind the last one that the line gives.
-const BEHIND: usize = 1;
 /// Where so many buckets full of pairs would flow on, they go to a child.
 const FLOOD: usize = 4;
 /// Up to here a run may flow as it likes.
@@ -32,9 +30,13 @@ const DEEPER_SHARE: usize = 50;
 /// Keys for a cell of a fan, and how many cells a fan has.
 const CELL: usize = 16;
 const CELLS_MIN: usize = 16;
-const CELLS_MAX: usize = 1 << 20;
+const CELLS_MAX: usize = 1 << 15;
+/// Keys for a part of a cell.
+const PART: usize = 16;
+/// Up to so many keys the ranks of pieces are counted, not searched.
+const SHORT: usize = 256;
 /// Up to here a sorted array needs no model.
-const FLAT: usize = 32;
+const FLAT: usize = 8;
 
 /// Builds nodes over pairs whose coordinates ascend.
 pub(super) struct Builder<'a, C, K, V, F> {
@@ -51,17 +53,17 @@ pub(super) struct Builder<'a, C, K, V, F> {
 
 /// Pairs that become one node.
 struct Run {
-    /// The first of its cells.
-    cell: usize,
+    /// Where it begins, as a [`point`](Cells::point).
+    at: u64,
     begin: usize,
     end: usize,
     carried: bool,
 }
 
-struct Line<C> {
+struct Curve<C> {
     base: C,
     scale: f64,
-    limit: f64,
+    knots: Knots,
     buckets: usize,
 }
 
@@ -104,37 +106,33 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         let size = cells.count().next_power_of_two();
         begins.resize(size + 1, end);
         let mut runs = Vec::new();
-        self.split(&begins, 0, size, &mut runs);
+        self.split(&cells, &begins, (0, size), &mut runs);
         if runs.len() == 1 {
             // Only a key type that breaks its promise has all in one cell.
             // SAFETY: the caller's promise.
             return unsafe { self.flat(begin, end) };
         }
-        // Runs begin at even cells where they are long: so cells may be as wide as the shortest.
-        let even = runs.iter().map(|run| run.cell.trailing_zeros()).min().map_or(0, |even| even.min(size.ilog2()));
-        cells.shift += even as u8;
+        let table = cells.table(&runs.iter().map(|run| run.at).collect::<Vec<_>>());
         if self.heap.reserved() == 0 {
             self.heap.reserve(self.forecast(&runs));
         }
         let children = self.heap.array::<Node<C>>(runs.len());
-        let table = self.heap.array::<u32>(cells.count());
-        let mut cell = 0;
-        for (i, run) in runs.iter().enumerate() {
-            let last = runs.get(i + 1).map_or(cells.count(), |next| next.cell >> even);
-            // SAFETY: runs are disjoint and cover what the caller promised; children and table have their numbers.
-            unsafe {
+        let side = self.heap.array::<u32>(table.len());
+        // SAFETY: the block has the length of the table. Runs are disjoint and cover what the caller promised; children
+        // have their number.
+        unsafe {
+            ptr::copy_nonoverlapping(table.as_ptr(), side, table.len());
+            for (i, run) in runs.iter().enumerate() {
                 let child = if run.carried { self.model(run.begin, run.end) } else { self.build(run.begin, run.end) };
                 children.add(i).write(child);
-                (cell..last).for_each(|cell| table.add(cell).write(i as u32));
             }
-            cell = last;
         }
         Node {
             base: MaybeUninit::new(cells.base),
             scale: cells.scale,
             limit: cells.limit,
             shift: cells.shift,
-            side: table.cast(),
+            side: side.cast(),
             ..self.node(Kind::Fan, children.cast(), runs.len(), end - begin)
         }
     }
@@ -173,54 +171,111 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     }
 
     /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run before them.
-    fn split(&self, begins: &[usize], from: usize, to: usize, runs: &mut Vec<Run>) {
+    fn split(&self, cells: &Cells<C>, begins: &[usize], (from, to): (usize, usize), runs: &mut Vec<Run>) {
         let (begin, end) = (begins[from], begins[to]);
-        if begin == end {
+        if self.is_run((from as u64) << cells.shift, begin, end, runs) {
             return;
         }
-        let small = end - begin <= FLAT || self.one_coordinate(begin, end);
-        let carried = !small && self.is_carried(begin, end);
-        if small || carried || to - from == 1 {
-            runs.push(Run { cell: from, begin, end, carried });
-            return;
+        if to - from == 1 {
+            let parts = ((end - begin) / PART).max(1).ilog2().min(cells.shift.into()) as u8;
+            return self.split_cell(cells, (from as u64) << cells.shift, (cells.shift, parts), (begin, end), runs);
         }
         let middle = from + (to - from) / 2;
-        self.split(begins, from, middle, runs);
-        self.split(begins, middle, to, runs);
+        self.split(cells, begins, (from, middle), runs);
+        self.split(cells, begins, (middle, to), runs);
     }
 
-    /// The line over a run, from its first to its last key.
-    fn line(&self, begin: usize, end: usize) -> Line<C> {
-        let buckets = ((end - begin) as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0);
+    /// Cuts what begins at a point and has `width` bits into runs, down to parts with `parts` bits fewer.
+    fn split_cell(
+        &self,
+        cells: &Cells<C>,
+        at: u64,
+        (width, parts): (u8, u8),
+        (begin, end): (usize, usize),
+        runs: &mut Vec<Run>,
+    ) {
+        if parts == 0 {
+            return runs.push(Run { at, begin, end, carried: false });
+        }
+        let middle_point = at + (1 << (width - 1));
+        let (mut middle, mut most) = (begin, end);
+        while middle < most {
+            let probe = middle + (most - middle) / 2;
+            if cells.point((self.coordinate)(probe)) < middle_point { middle = probe + 1 } else { most = probe }
+        }
+        for (at, begin, end) in [(at, begin, middle), (middle_point, middle, end)] {
+            if !self.is_run(at, begin, end, runs) {
+                self.split_cell(cells, at, (width - 1, parts - 1), (begin, end), runs);
+            }
+        }
+    }
+
+    /// Whether these pairs need not be cut; notes them as a run unless there are none.
+    fn is_run(&self, at: u64, begin: usize, end: usize, runs: &mut Vec<Run>) -> bool {
+        let small = end - begin <= FLAT || self.one_coordinate(begin, end);
+        let carried = !small && self.is_carried(begin, end);
+        if begin < end && (small || carried) {
+            runs.push(Run { at, begin, end, carried });
+        }
+        small || carried
+    }
+
+    /// The curve over a run: lines through the ranks of its keys, each over an equal part of the way from the first key to
+    /// the last.
+    fn curve(&self, begin: usize, end: usize) -> Curve<C> {
+        let n = end - begin;
+        let buckets = (n as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0) as usize;
         let base = (self.coordinate)(begin);
-        let scale = buckets / (self.coordinate)(end - 1).offset_from(base);
-        Line { base, scale, limit: buckets - 1.0, buckets: buckets as usize }
+        let scale = POSITIONS / (self.coordinate)(end - 1).offset_from(base);
+        let of = |i: usize| piece(base, scale, (self.coordinate)(i));
+        let mut knots = [u16::MAX; PIECES + 1];
+        let mut rank = 0;
+        for (number, knot) in knots[..PIECES].iter_mut().enumerate() {
+            // Keys of the pieces before this one.
+            if n <= SHORT {
+                while rank < n && of(begin + rank) < number {
+                    rank += 1;
+                }
+            } else {
+                let (mut most, mut step) = (n, n / PIECES);
+                while rank + step < most && of(begin + rank + step) < number {
+                    (rank, step) = (rank + step + 1, 2 * step);
+                }
+                most = most.min(rank + step);
+                while rank < most {
+                    let middle = rank + (most - rank) / 2;
+                    if of(begin + middle) < number { rank = middle + 1 } else { most = middle }
+                }
+            }
+            *knot = (rank * usize::from(u16::MAX) / n) as u16;
+        }
+        Curve { base, scale, knots, buckets }
     }
 
-    /// Places of a run on its line. Where a user's key type breaks its promise they still ascend.
-    fn places(coordinate: F, line: &Line<C>, begin: usize, end: usize) -> impl Iterator<Item = usize> {
-        let &Line { base, scale, limit, .. } = line;
+    /// Places of a run on its curve. Where a user's key type breaks its promise they still ascend.
+    fn places(coordinate: F, curve: &Curve<C>, begin: usize, end: usize) -> impl Iterator<Item = usize> {
+        let &Curve { base, scale, knots, buckets } = curve;
         let mut highest = 0;
         (begin..end).map(move |i| {
-            highest = place(base, scale, limit, coordinate(i)).max(highest);
+            highest = place(base, scale, &knots, buckets, coordinate(i)).max(highest);
             highest
         })
     }
 
-    /// Whether a line spreads most of the run over its buckets.
+    /// Whether a curve spreads most of the run over its buckets.
     fn is_carried(&self, begin: usize, end: usize) -> bool {
         let n = end - begin;
         if n > RUN_MAX {
             return false;
         }
-        let line = self.line(begin, end);
+        let curve = self.curve(begin, end);
         let most_far = if n <= RUN_MIN { n } else { n / FAR_SHARE };
         let most_deeper = n / DEEPER_SHARE;
         let per = Buckets::<K, V>::PER;
         // Pairs that flow into bucket `at`, and those of them and its own that came so far.
         let (mut at, mut waiting) = (0, 0);
         let (mut far, mut deeper) = (0, 0);
-        for place in Self::places(self.coordinate, &line, begin, end) {
+        for place in Self::places(self.coordinate, &curve, begin, end) {
             if place != at {
                 if waiting > (FLOOD + 1) * per {
                     (deeper, waiting) = (deeper + waiting, 0);
@@ -258,11 +313,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// # Safety
     /// As for [`Builder::build`].
     unsafe fn model(&mut self, begin: usize, end: usize) -> Node<C> {
-        let line = self.line(begin, end);
+        let curve = self.curve(begin, end);
         let per = Buckets::<K, V>::PER;
-        let room = line.buckets + BEHIND;
+        let room = curve.buckets + BEHIND;
         let buckets = Buckets::<K, V>::new(self.heap, room);
-        let mut places = Self::places(self.coordinate, &line, begin, end);
+        let mut places = Self::places(self.coordinate, &curve, begin, end);
         let mut place = places.next();
         // From `next` on pairs have no bucket yet; those before `come` belong to this one or one before.
         let (mut next, mut come) = (begin, begin);
@@ -292,9 +347,9 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         }
         let (data, side) = buckets.parts();
         Node {
-            base: MaybeUninit::new(line.base),
-            scale: line.scale,
-            limit: line.limit,
+            base: MaybeUninit::new(curve.base),
+            scale: curve.scale,
+            knots: curve.knots,
             side,
             ..self.node(Kind::Model, data, room, end - begin)
         }

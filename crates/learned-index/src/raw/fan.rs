@@ -1,8 +1,9 @@
 //! Which child of a fan a coordinate belongs to.
 //!
-//! A fan cuts the coordinates above its first into cells, and a table says which child has a cell; neighbours may share a
-//! child. There is nothing to search. The cells of a fan are equally wide, or they grow with the distance from the first
-//! coordinate, like the steps of a floating-point number: its highest bits are the number of the cell.
+//! A fan cuts the coordinates above its first into cells, a cell where keys are crowded into parts, and a table says which
+//! child has a part; neighbours may share a child. There is nothing to search. The cells of a fan are equally wide, or they
+//! grow with the distance from the first coordinate, like the steps of a floating-point number: its highest bits are the
+//! number of the cell, the next bits that of the part.
 
 use super::node::Node;
 use crate::key::Key;
@@ -11,6 +12,8 @@ use crate::key::Key;
 const ONE: u64 = 1f64.to_bits();
 /// Times that the width of the cells may double.
 const DOUBLINGS: [u32; 7] = [1, 4, 8, 16, 24, 32, 48];
+/// How many times the cells may become twice as wide.
+const WIDER: u8 = 20;
 /// Coordinates that the choice looks at.
 const SAMPLE: usize = 4096;
 
@@ -63,20 +66,69 @@ impl<C: Key> Cells<C> {
 
     /// How many cells there are.
     pub(super) fn count(&self) -> usize {
-        number(self.limit, self.limit, self.shift) + 1
+        (point(self.limit, self.limit) >> self.shift) as usize + 1
     }
 
     /// The cell of a coordinate.
-    #[inline(always)]
     pub(super) fn cell(&self, coordinate: C) -> usize {
-        number(1.0 + coordinate.offset_from(self.base) * self.scale, self.limit, self.shift)
+        (self.point(coordinate) >> self.shift) as usize
+    }
+
+    /// Bits of a coordinate, the highest of which are the number of its cell.
+    #[inline(always)]
+    pub(super) fn point(&self, coordinate: C) -> u64 {
+        point(1.0 + coordinate.offset_from(self.base) * self.scale, self.limit)
+    }
+
+    /// The table of runs that begin, ascending and the first of them with the first cell, at these points. It widens the
+    /// cells if that makes it smaller.
+    pub(super) fn table(&mut self, runs: &[u64]) -> Vec<u32> {
+        // Runs that begin inside a cell of some width: its number, and the width of the parts that tell them.
+        let parts = |shift: u8| {
+            let inside = runs.iter().filter(move |at| at.trailing_zeros() < shift.into());
+            inside.map(move |at| (at >> shift, at.trailing_zeros() as u8))
+        };
+        // What the table would take.
+        let size = |shift: u8| {
+            let (mut size, mut last, mut finest) = (3 * (point(self.limit, self.limit) >> shift), u64::MAX, shift);
+            for (cell, width) in parts(shift) {
+                if cell != last {
+                    (size, last, finest) = (size + (1 << (shift - finest)), cell, shift);
+                }
+                finest = finest.min(width);
+            }
+            size + (1 << (shift - finest))
+        };
+        self.shift = (self.shift..=(self.shift + WIDER).min(52)).min_by_key(|shift| size(*shift)).unwrap_or(self.shift);
+        let (shift, count) = (self.shift, self.count());
+        let mut finest = parts(shift).peekable();
+        let mut table = vec![0; 2 * (count + 1)];
+        let mut run = 0;
+        for cell in 0..count {
+            let mut width = shift;
+            while let Some((_, part)) = finest.next_if(|(at, _)| *at == cell as u64) {
+                width = width.min(part);
+            }
+            let first = (cell as u64) << shift;
+            // Of a point the parts of all cells up to its own are taken off, and those before its own put back.
+            (table[2 * cell], table[2 * cell + 1]) =
+                ((table.len() as u32).wrapping_sub((first >> width) as u32), width.into());
+            for part in 0..1u64 << (shift - width) {
+                while runs.get(run + 1).is_some_and(|at| *at <= first + (part << width)) {
+                    run += 1;
+                }
+                table.push(run as u32);
+            }
+        }
+        table[2 * count] = table.len() as u32;
+        table
     }
 }
 
-/// Number of the cell of `x`, which becomes a number from 1 to `limit`.
+/// Bits of `x`, which becomes a number from 1 to `limit`, above those of 1.
 #[inline(always)]
-fn number(x: f64, limit: f64, shift: u8) -> usize {
-    ((x.max(1.0).min(limit).to_bits() - ONE) >> shift) as usize
+fn point(x: f64, limit: f64) -> u64 {
+    x.max(1.0).min(limit).to_bits() - ONE
 }
 
 impl<C: Key> Node<C> {
@@ -86,18 +138,36 @@ impl<C: Key> Node<C> {
     /// This is a fan.
     #[inline(always)]
     pub(super) unsafe fn child_of(&self, coordinate: C) -> usize {
-        // SAFETY: fans are built with a base, and the table has as many entries as there are cells.
+        // SAFETY: the caller's promise.
+        unsafe { *self.entry_of(coordinate) as usize }
+    }
+
+    /// The entry of the table that says which child has a coordinate.
+    ///
+    /// # Safety
+    /// This is a fan.
+    #[inline(always)]
+    pub(super) unsafe fn entry_of(&self, coordinate: C) -> *const u32 {
+        // SAFETY: fans are built with a base and a table of `Cells::table`, which covers all points up to the limit.
         unsafe {
             let x = 1.0 + coordinate.offset_from(self.base.assume_init()) * self.scale;
-            *self.side.cast::<u32>().add(number(x, self.limit, self.shift)) as usize
+            let point = point(x, self.limit);
+            let table = self.side.cast::<u32>().cast_const();
+            let cell = table.add(2 * (point >> self.shift) as usize);
+            table.add((*cell).wrapping_add((point >> *cell.add(1)) as u32) as usize)
         }
     }
 }
 
 impl<C> Node<C> {
-    /// Cells of a fan.
-    pub(super) fn cells(&self) -> usize {
-        number(self.limit, self.limit, self.shift) + 1
+    /// Entries of the table of a fan.
+    ///
+    /// # Safety
+    /// This is a fan.
+    pub(super) unsafe fn entries(&self) -> usize {
+        let cells = (point(self.limit, self.limit) >> self.shift) as usize + 1;
+        // SAFETY: the table was made by `Cells::table`, which ends the list of cells with the length of all.
+        unsafe { *self.side.cast::<u32>().add(2 * cells) as usize }
     }
 }
 
@@ -122,6 +192,41 @@ mod tests {
                 let outside = [f64::MIN, f64::MAX].map(|x| cells.cell(F64::new(x).unwrap()));
                 assert_eq!(outside, [0, cells.count() - 1]);
             }
+        }
+    }
+
+    #[test]
+    fn tables_say_which_run_has_a_point() {
+        let mut rng = crate::data::SplitMix64::new(42);
+        for (count, runs) in [(16, 1), (16, 7), (300, 40), (5000, 1000)] {
+            let keys: Vec<u64> = (0..20_000).map(|i| i * i * 1000).collect();
+            let mut cells = Cells::over(keys.len(), |i| keys[i], count);
+            // Some begin with a cell, some with a part of one.
+            let mut at: Vec<u64> = (1..runs)
+                .map(|_| {
+                    let width = u64::from(cells.shift) - rng.below(5);
+                    rng.below((cells.count() as u64) << (u64::from(cells.shift) - width)) << width
+                })
+                .chain([0])
+                .collect();
+            at.sort_unstable();
+            at.dedup();
+            let mut table = cells.table(&at);
+            let node = Node {
+                base: std::mem::MaybeUninit::new(cells.base),
+                scale: cells.scale,
+                limit: cells.limit,
+                shift: cells.shift,
+                side: table.as_mut_ptr().cast(),
+                ..Node::empty()
+            };
+            for key in keys.into_iter().chain([u64::MAX]) {
+                let run = at.partition_point(|at| *at <= cells.point(key)) - 1;
+                // SAFETY: it has all that belongs to a fan but children.
+                assert_eq!(unsafe { node.child_of(key) }, run);
+            }
+            // SAFETY: as above.
+            assert_eq!(unsafe { node.entries() }, table.len());
         }
     }
 

@@ -8,6 +8,7 @@
 //! | [`fan`] | which child of a fan a key belongs to |
 //! | [`build`] | from sorted pairs to nodes |
 //! | [`tree`] | look-up, insert, remove, rebuild |
+//! | [`batch`] | look-ups of many keys at a time |
 //! | [`cursor`] | walks in order |
 //! | [`shape`] | counts of all that |
 //! | [`prefetch`] | hints to the processor |
@@ -26,6 +27,7 @@
 //! 4. Shared references to pairs live as long as a borrow of the tree, and nothing moves pairs without `&mut Tree`.
 #![allow(unsafe_code)]
 
+mod batch;
 mod bucket;
 pub(crate) mod build;
 pub(crate) mod cursor;
@@ -38,5 +40,6 @@ mod shape;
 pub(crate) mod simd;
 mod tree;
 
+pub(crate) use batch::GROUP;
 pub use shape::Shape;
-pub(crate) use tree::{Direct, GROUP, Project, Tree};
+pub(crate) use tree::{Direct, Project, Tree};

@@ -1,7 +1,7 @@
 //! The three kinds of nodes.
 //!
-//! A **model node** places a key by a line: the line gives the bucket where the key belongs, see
-//! [`bucket`](super::bucket).
+//! A **model node** places a key by a curve: it gives the bucket where the key belongs, see [`bucket`](super::bucket).
+//! The curve is a chain of [`PIECES`] lines, equally wide, through the ranks of the keys where they meet.
 //!
 //! A **fan** is what stands above keys that no line carries: a table of children, see [`fan`](super::fan).
 //!
@@ -23,14 +23,26 @@ pub(super) enum Kind {
     Fan,
 }
 
+/// Lines of a curve.
+pub(super) const PIECES: usize = 31;
+/// Bits of a position inside a piece.
+const WITHIN: u32 = 24;
+/// Positions of all pieces.
+pub(super) const POSITIONS: f64 = (PIECES << WITHIN) as f64;
+/// Buckets behind the last one that the curve gives.
+pub(super) const BEHIND: usize = 1;
+
+/// Where the pieces of a curve begin and end, in 65536ths of the buckets; ascends.
+pub(super) type Knots = [u16; PIECES + 1];
+
 /// A node of any kind.
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub(super) struct Node<C> {
     /// Where a model or a fan begins; flat nodes have none.
     pub(super) base: MaybeUninit<C>,
-    /// Of a model: buckets per unit of the coordinate. Of a fan: see [`Cells`](super::fan::Cells).
+    /// Of a model: positions on its curve per unit of the coordinate. Of a fan: see [`Cells`](super::fan::Cells).
     pub(super) scale: f64,
-    /// The last bucket that the line gives; of a fan again what its cells say.
+    /// Of a fan: see [`Cells`](super::fan::Cells).
     pub(super) limit: f64,
     pub(super) data: *mut u8,
     pub(super) side: *mut u8,
@@ -42,6 +54,8 @@ pub(super) struct Node<C> {
     pub(super) len: usize,
     /// Keys below it when it was built.
     pub(super) built: usize,
+    /// Of a model.
+    pub(super) knots: Knots,
 }
 
 impl<C: Key> Node<C> {
@@ -58,6 +72,7 @@ impl<C: Key> Node<C> {
             shift: 0,
             len: 0,
             built: 0,
+            knots: [0; PIECES + 1],
         }
     }
 
@@ -69,18 +84,37 @@ impl<C: Key> Node<C> {
     pub(super) unsafe fn place(&self, coordinate: C) -> usize {
         // SAFETY: models are built with a base.
         let base = unsafe { self.base.assume_init() };
-        place(base, self.scale, self.limit, coordinate)
+        place(base, self.scale, &self.knots, self.room as usize - BEHIND, coordinate)
     }
 }
 
-/// The bucket of a coordinate on a line, between 0 and `limit`.
+/// Position of a coordinate along the pieces.
 #[inline(always)]
-pub(super) fn place<C: Key>(base: C, scale: f64, limit: f64, coordinate: C) -> usize {
-    // NaN (infinity times zero) becomes 0: `max` returns its other operand. Clamped below 2^32, hence the detour over
-    // i64, which processors convert to in one instruction.
-    let at = (coordinate.offset_from(base) * scale).max(0.0).min(limit);
-    // SAFETY: `at` is a number between 0 and `limit` < 2^32, see `build`.
+#[expect(clippy::manual_clamp, reason = "what is no number must become one")]
+fn position<C: Key>(base: C, scale: f64, coordinate: C) -> usize {
+    // NaN (infinity times zero) becomes 0: `max` returns its other operand. The detour over i64 is what processors
+    // convert to in one instruction.
+    let at = (coordinate.offset_from(base) * scale).max(0.0).min(POSITIONS - 1.0);
+    // SAFETY: `at` is a number between 0 and `POSITIONS`.
     unsafe { at.to_int_unchecked::<i64>() as usize }
+}
+
+/// The piece of a coordinate.
+pub(super) fn piece<C: Key>(base: C, scale: f64, coordinate: C) -> usize {
+    position(base, scale, coordinate) >> WITHIN
+}
+
+/// The bucket of a coordinate on a curve, less than `buckets`, which are fewer than 2^24.
+#[inline(always)]
+pub(super) fn place<C: Key>(base: C, scale: f64, knots: &Knots, buckets: usize, coordinate: C) -> usize {
+    let at = position(base, scale, coordinate);
+    let piece = at >> WITHIN;
+    // SAFETY: `position` is less than `POSITIONS`, so there is a knot on either side.
+    let (from, to) = unsafe { (*knots.get_unchecked(piece), *knots.get_unchecked(piece + 1)) };
+    let (from, to) = (u64::from(from), u64::from(to));
+    // Less than `to` << WITHIN, or `from` << WITHIN where both are one: less than 2^40.
+    let along = (from << WITHIN) + (at as u64 & ((1 << WITHIN) - 1)) * (to - from);
+    ((along * buckets as u64) >> (WITHIN + 16)) as usize
 }
 
 /// Pairs before the first one that is not smaller than `key`, and whether that one is `key`.

@@ -8,8 +8,7 @@ use super::bucket::{Buckets, Seat};
 use super::build::{Builder, GROWING, LOADED};
 use super::heap::Heap;
 use super::node::{Kind, Node, find, search};
-use super::prefetch::{prefetch, prefetch_ahead};
-use super::simd;
+use super::prefetch::prefetch;
 use crate::key::Key;
 
 /// Where a tree puts a key.
@@ -37,8 +36,6 @@ impl<K: Key> Project<K> for Direct {
     }
 }
 
-/// Look-ups that are under way at the same time in a batch.
-pub(crate) const GROUP: usize = 64;
 /// A fan is rebuilt when it holds this many times (in halves) what it held when it was built,
 const GROWN_HALVES: usize = 5;
 /// a model node when it holds so many tenths of what fits into its buckets.
@@ -65,10 +62,10 @@ unsafe impl<K: Sync, V: Sync, P: Project<K> + Sync> Sync for Tree<K, V, P> where
 
 /// Where the way to a coordinate ends.
 #[derive(Clone, Copy)]
-struct Leaf<C> {
-    node: *const Node<C>,
+pub(super) struct Leaf<C> {
+    pub(super) node: *const Node<C>,
     /// The bucket where the coordinate belongs, no child, if the node is a model.
-    bucket: usize,
+    pub(super) bucket: usize,
 }
 
 impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
@@ -133,7 +130,10 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             loop {
                 match (*node).kind {
-                    Kind::Fan => node = Self::child(node, coordinate),
+                    Kind::Fan => {
+                        node = Self::child(node, coordinate);
+                        prefetch(&raw const (*node).knots);
+                    }
                     Kind::Model => {
                         let (buckets, bucket) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
                         prefetch(buckets.pairs(bucket + 1));
@@ -153,7 +153,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// # Safety
     /// It is a leaf of this tree, the one where `coordinate` leads.
     #[inline(always)]
-    unsafe fn find(leaf: Leaf<P::C>, coordinate: P::C, key: &K) -> *mut (K, V) {
+    pub(super) unsafe fn find(leaf: Leaf<P::C>, coordinate: P::C, key: &K) -> *mut (K, V) {
         // SAFETY: the caller's promise, invariants 1 to 3.
         unsafe {
             let Leaf { node, bucket } = leaf;
@@ -209,122 +209,6 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         // SAFETY: invariant 2; the tree is borrowed mutably.
         unsafe { self.seek(self.project.project(key), key).as_mut().map(|pair| &mut pair.1) }
-    }
-
-    /// Calls `found` with the pair of every key, in order. The memory accesses of [`GROUP`] keys overlap.
-    /// `coordinates` are those of `keys`.
-    pub(crate) fn get_each<'a>(
-        &'a self,
-        keys: &[K],
-        coordinates: impl Fn(usize) -> P::C,
-        mut found: impl FnMut(Option<&'a (K, V)>),
-    ) {
-        simd::run(
-            #[inline(always)]
-            || self.get_groups(keys, &coordinates, &mut found),
-        );
-    }
-
-    #[inline(always)]
-    fn get_groups<'a>(
-        &'a self,
-        keys: &[K],
-        coordinates: &impl Fn(usize) -> P::C,
-        found: &mut impl FnMut(Option<&'a (K, V)>),
-    ) {
-        // The memory of a group is on its way while the group before is looked at.
-        let mut before = [Leaf { node: &raw const self.root, bucket: 0 }; GROUP];
-        let mut next = before;
-        for begin in (0..keys.len() + GROUP).step_by(GROUP) {
-            self.leaves(keys.len().saturating_sub(begin), |i| coordinates(begin + i), &mut next);
-            if let Some(begin) = begin.checked_sub(GROUP) {
-                for (i, leaf) in before.iter().enumerate().take(keys.len() - begin) {
-                    let at = begin + i;
-                    // SAFETY: `leaves` gives leaves of this tree; invariants 2 and 4.
-                    found(unsafe { Self::find(*leaf, coordinates(at), &keys[at]).as_ref() });
-                }
-            }
-            mem::swap(&mut before, &mut next);
-        }
-    }
-
-    /// Finds the leaves of `n` coordinates, up to [`GROUP`], all at the same time: every step of the way asks for the
-    /// memory of the next step, and takes it when all others have asked for theirs.
-    #[inline(always)]
-    fn leaves(&self, n: usize, coordinate: impl Fn(usize) -> P::C, leaves: &mut [Leaf<P::C>; GROUP]) {
-        let leaves = &mut leaves[..n.min(GROUP)];
-        leaves.iter_mut().for_each(|leaf| leaf.node = &raw const self.root);
-        // SAFETY: invariants 1 to 3.
-        unsafe {
-            // Those that are at fans.
-            let mut above: [u8; GROUP] = std::array::from_fn(|i| i as u8);
-            let mut left = leaves.len();
-            while left > 0 {
-                let mut kept = 0;
-                for at in 0..left {
-                    let i = above[at];
-                    let leaf = &mut leaves[usize::from(i)];
-                    if (*leaf.node).kind == Kind::Fan {
-                        leaf.node = Self::child(leaf.node, coordinate(i.into()));
-                        prefetch_ahead(leaf.node);
-                        above[kept] = i;
-                        kept += 1;
-                    }
-                }
-                left = kept;
-            }
-            for (i, leaf) in leaves.iter_mut().enumerate() {
-                let node = &*leaf.node;
-                if node.kind == Kind::Model {
-                    let buckets = Buckets::<K, V>::of(node);
-                    leaf.bucket = node.place(coordinate(i));
-                    prefetch_ahead(buckets.state_address(leaf.bucket));
-                    prefetch_ahead(buckets.pairs(leaf.bucket));
-                } else {
-                    prefetch_ahead(node.data.wrapping_add(node.len / 2 * size_of::<(K, V)>()));
-                }
-            }
-            for (i, leaf) in leaves.iter_mut().enumerate() {
-                let node = &*leaf.node;
-                if node.kind == Kind::Model {
-                    let buckets = Buckets::<K, V>::of(node);
-                    let state = buckets.state(leaf.bucket);
-                    if state.is_child() {
-                        *leaf = Self::leaf(buckets.child(leaf.bucket), coordinate(i));
-                    } else {
-                        prefetch_ahead(buckets.pairs(leaf.bucket + state.next()));
-                    }
-                }
-            }
-        }
-    }
-
-    /// The leaf of a coordinate below a node.
-    ///
-    /// # Safety
-    /// It is a node of this tree.
-    unsafe fn leaf(mut node: *const Node<P::C>, coordinate: P::C) -> Leaf<P::C> {
-        // SAFETY: the caller's promise, invariants 1 to 3.
-        unsafe {
-            loop {
-                match (*node).kind {
-                    Kind::Fan => node = Self::child(node, coordinate),
-                    Kind::Flat => return Leaf { node, bucket: 0 },
-                    Kind::Model => {
-                        let (buckets, bucket) = (Buckets::<K, V>::of(&*node), (*node).place(coordinate));
-                        if !buckets.state(bucket).is_child() {
-                            return Leaf { node, bucket };
-                        }
-                        node = buckets.child(bucket);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Asks for the memory that inserts at these `n` coordinates will touch, up to [`GROUP`].
-    pub(crate) fn warm(&self, n: usize, coordinates: impl Fn(usize) -> P::C) {
-        self.leaves(n, coordinates, &mut [Leaf { node: &raw const self.root, bucket: 0 }; GROUP]);
     }
 
     /// Gives `key` a value; returns the one it had.
@@ -481,7 +365,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// # Safety
     /// `node` is a fan of this tree.
     #[inline(always)]
-    unsafe fn child(node: *const Node<P::C>, coordinate: P::C) -> *const Node<P::C> {
+    pub(super) unsafe fn child(node: *const Node<P::C>, coordinate: P::C) -> *const Node<P::C> {
         // SAFETY: the caller's promise, invariant 3.
         unsafe { (*node).data.cast::<Node<P::C>>().add((*node).child_of(coordinate)) }
     }
@@ -625,12 +509,12 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     buckets.free(heap, room);
                 }
                 Kind::Fan => {
-                    let children = data.cast::<Node<P::C>>();
+                    let (children, entries) = (data.cast::<Node<P::C>>(), before.entries());
                     for i in 0..room {
                         Self::unload(heap, children.add(i), pairs);
                     }
                     heap.free_array(children, room);
-                    heap.free_array(side.cast::<u32>(), before.cells());
+                    heap.free_array(side.cast::<u32>(), entries);
                 }
             }
         }
