@@ -10,7 +10,7 @@ use std::ptr;
 use super::bucket::Buckets;
 use super::fan::Cells;
 use super::heap::{Heap, LARGE};
-use super::node::{BEHIND, Kind, Knots, Node, PIECES, POSITIONS, piece, place};
+use super::node::{BEHIND, Kind, Knots, Node, PIECES, POSITIONS, piece, place, place_on_curve};
 use crate::key::Key;
 
 /// How much of its buckets a run fills: when all is loaded at once …
@@ -33,6 +33,9 @@ const CELLS_MIN: usize = 16;
 const CELLS_MAX: usize = 1 << 15;
 /// Keys for a part of a cell.
 const PART: usize = 16;
+/// Where lines carry so many of so many keys below a fan there are no curves.
+const LINES_OF: usize = 3;
+const LINES_MANY: usize = 4;
 /// Up to so many keys the ranks of pieces are counted, not searched.
 const SHORT: usize = 256;
 /// Up to here a sorted array needs no model.
@@ -57,14 +60,23 @@ struct Run {
     at: u64,
     begin: usize,
     end: usize,
-    carried: bool,
+    model: Option<Law>,
 }
 
+/// What places the keys of a model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Law {
+    Line,
+    Curve,
+}
+
+/// A line or a curve.
 struct Curve<C> {
     base: C,
     scale: f64,
-    knots: Knots,
+    limit: f64,
     buckets: usize,
+    knots: Option<Knots>,
 }
 
 impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F> {
@@ -77,9 +89,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             // SAFETY: the caller's promise.
             return unsafe { self.flat(begin, end) };
         }
-        if self.is_carried(begin, end) {
-            // SAFETY: the caller's promise.
-            return unsafe { self.model(begin, end) };
+        for law in [Law::Line, Law::Curve] {
+            if self.is_carried(begin, end, law) {
+                // SAFETY: the caller's promise.
+                return unsafe { self.model(begin, end, law) };
+            }
         }
         // SAFETY: the caller's promise.
         unsafe { self.fan(begin, end) }
@@ -105,8 +119,16 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         }
         let size = cells.count().next_power_of_two();
         begins.resize(size + 1, end);
+        // Lines if they carry most keys: a processor guesses well what all nodes of a fan have in common.
         let mut runs = Vec::new();
-        self.split(&cells, &begins, (0, size), &mut runs);
+        for law in [Law::Line, Law::Curve] {
+            runs.clear();
+            self.split(&cells, &begins, (0, size), law, &mut runs);
+            let carried: usize = runs.iter().filter(|run| run.model.is_some()).map(|run| run.end - run.begin).sum();
+            if carried >= (end - begin) / LINES_MANY * LINES_OF {
+                break;
+            }
+        }
         if runs.len() == 1 {
             // Only a key type that breaks its promise has all in one cell.
             // SAFETY: the caller's promise.
@@ -123,7 +145,10 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         unsafe {
             ptr::copy_nonoverlapping(table.as_ptr(), side, table.len());
             for (i, run) in runs.iter().enumerate() {
-                let child = if run.carried { self.model(run.begin, run.end) } else { self.build(run.begin, run.end) };
+                let child = match run.model {
+                    Some(law) => self.model(run.begin, run.end, law),
+                    None => self.build(run.begin, run.end),
+                };
                 children.add(i).write(child);
             }
         }
@@ -171,18 +196,18 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     }
 
     /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run before them.
-    fn split(&self, cells: &Cells<C>, begins: &[usize], (from, to): (usize, usize), runs: &mut Vec<Run>) {
+    fn split(&self, cells: &Cells<C>, begins: &[usize], (from, to): (usize, usize), law: Law, runs: &mut Vec<Run>) {
         let (begin, end) = (begins[from], begins[to]);
-        if self.is_run((from as u64) << cells.shift, begin, end, runs) {
+        if self.is_run((from as u64) << cells.shift, begin, end, law, runs) {
             return;
         }
         if to - from == 1 {
             let parts = ((end - begin) / PART).max(1).ilog2().min(cells.shift.into()) as u8;
-            return self.split_cell(cells, (from as u64) << cells.shift, (cells.shift, parts), (begin, end), runs);
+            return self.split_cell(cells, (from as u64) << cells.shift, (cells.shift, parts), (begin, end), law, runs);
         }
         let middle = from + (to - from) / 2;
-        self.split(cells, begins, (from, middle), runs);
-        self.split(cells, begins, (middle, to), runs);
+        self.split(cells, begins, (from, middle), law, runs);
+        self.split(cells, begins, (middle, to), law, runs);
     }
 
     /// Cuts what begins at a point and has `width` bits into runs, down to parts with `parts` bits fewer.
@@ -192,10 +217,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         at: u64,
         (width, parts): (u8, u8),
         (begin, end): (usize, usize),
+        law: Law,
         runs: &mut Vec<Run>,
     ) {
         if parts == 0 {
-            return runs.push(Run { at, begin, end, carried: false });
+            return runs.push(Run { at, begin, end, model: None });
         }
         let middle_point = at + (1 << (width - 1));
         let (mut middle, mut most) = (begin, end);
@@ -204,29 +230,37 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             if cells.point((self.coordinate)(probe)) < middle_point { middle = probe + 1 } else { most = probe }
         }
         for (at, begin, end) in [(at, begin, middle), (middle_point, middle, end)] {
-            if !self.is_run(at, begin, end, runs) {
-                self.split_cell(cells, at, (width - 1, parts - 1), (begin, end), runs);
+            if !self.is_run(at, begin, end, law, runs) {
+                self.split_cell(cells, at, (width - 1, parts - 1), (begin, end), law, runs);
             }
         }
     }
 
     /// Whether these pairs need not be cut; notes them as a run unless there are none.
-    fn is_run(&self, at: u64, begin: usize, end: usize, runs: &mut Vec<Run>) -> bool {
+    fn is_run(&self, at: u64, begin: usize, end: usize, law: Law, runs: &mut Vec<Run>) -> bool {
         let small = end - begin <= FLAT || self.one_coordinate(begin, end);
-        let carried = !small && self.is_carried(begin, end);
+        let carried = !small && self.is_carried(begin, end, law);
         if begin < end && (small || carried) {
-            runs.push(Run { at, begin, end, carried });
+            runs.push(Run { at, begin, end, model: carried.then_some(law) });
         }
         small || carried
     }
 
-    /// The curve over a run: lines through the ranks of its keys, each over an equal part of the way from the first key to
-    /// the last.
-    fn curve(&self, begin: usize, end: usize) -> Curve<C> {
+    /// The line over a run from its first to its last key; or the curve: lines through the ranks of its keys, each over
+    /// an equal part of this way.
+    fn curve(&self, begin: usize, end: usize, law: Law) -> Curve<C> {
         let n = end - begin;
-        let buckets = (n as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0) as usize;
+        let buckets = (n as f64 / (self.fill * Buckets::<K, V>::PER as f64)).ceil().max(1.0);
         let base = (self.coordinate)(begin);
-        let scale = POSITIONS / (self.coordinate)(end - 1).offset_from(base);
+        let steps = if law == Law::Line { buckets } else { POSITIONS };
+        let scale = steps / (self.coordinate)(end - 1).offset_from(base);
+        let knots = (law == Law::Curve).then(|| self.knots(begin, end, base, scale));
+        Curve { base, scale, limit: buckets - 1.0, buckets: buckets as usize, knots }
+    }
+
+    /// Ranks of a run where the pieces of its curve meet.
+    fn knots(&self, begin: usize, end: usize, base: C, scale: f64) -> Knots {
+        let n = end - begin;
         let of = |i: usize| piece(base, scale, (self.coordinate)(i));
         let mut knots = [u16::MAX; PIECES + 1];
         let mut rank = 0;
@@ -249,26 +283,30 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             }
             *knot = (rank * usize::from(u16::MAX) / n) as u16;
         }
-        Curve { base, scale, knots, buckets }
+        knots
     }
 
     /// Places of a run on its curve. Where a user's key type breaks its promise they still ascend.
     fn places(coordinate: F, curve: &Curve<C>, begin: usize, end: usize) -> impl Iterator<Item = usize> {
-        let &Curve { base, scale, knots, buckets } = curve;
+        let &Curve { base, scale, limit, buckets, knots } = curve;
         let mut highest = 0;
         (begin..end).map(move |i| {
-            highest = place(base, scale, &knots, buckets, coordinate(i)).max(highest);
+            let place = match &knots {
+                Some(knots) => place_on_curve(base, scale, knots, buckets, coordinate(i)),
+                None => place(base, scale, limit, coordinate(i)),
+            };
+            highest = place.max(highest);
             highest
         })
     }
 
     /// Whether a curve spreads most of the run over its buckets.
-    fn is_carried(&self, begin: usize, end: usize) -> bool {
+    fn is_carried(&self, begin: usize, end: usize, law: Law) -> bool {
         let n = end - begin;
         if n > RUN_MAX {
             return false;
         }
-        let curve = self.curve(begin, end);
+        let curve = self.curve(begin, end, law);
         let most_far = if n <= RUN_MIN { n } else { n / FAR_SHARE };
         let most_deeper = n / DEEPER_SHARE;
         let per = Buckets::<K, V>::PER;
@@ -312,8 +350,8 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
 
     /// # Safety
     /// As for [`Builder::build`].
-    unsafe fn model(&mut self, begin: usize, end: usize) -> Node<C> {
-        let curve = self.curve(begin, end);
+    unsafe fn model(&mut self, begin: usize, end: usize, law: Law) -> Node<C> {
+        let curve = self.curve(begin, end, law);
         let per = Buckets::<K, V>::PER;
         let room = curve.buckets + BEHIND;
         let buckets = Buckets::<K, V>::new(self.heap, room);
@@ -349,7 +387,9 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         Node {
             base: MaybeUninit::new(curve.base),
             scale: curve.scale,
-            knots: curve.knots,
+            limit: curve.limit,
+            curved: law == Law::Curve,
+            knots: curve.knots.unwrap_or([0; PIECES + 1]),
             side,
             ..self.node(Kind::Model, data, room, end - begin)
         }

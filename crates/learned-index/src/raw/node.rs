@@ -1,7 +1,8 @@
 //! The three kinds of nodes.
 //!
-//! A **model node** places a key by a curve: it gives the bucket where the key belongs, see [`bucket`](super::bucket).
-//! The curve is a chain of [`PIECES`] lines, equally wide, through the ranks of the keys where they meet.
+//! A **model node** places a key by a line: the line gives the bucket where the key belongs, see
+//! [`bucket`](super::bucket). Where a line does not spread the keys, the node has a curve: a chain of [`PIECES`] lines,
+//! equally wide, through the ranks of the keys where they meet. That takes some more instructions and one more cache line.
 //!
 //! A **fan** is what stands above keys that no line carries: a table of children, see [`fan`](super::fan).
 //!
@@ -40,21 +41,24 @@ pub(super) type Knots = [u16; PIECES + 1];
 pub(super) struct Node<C> {
     /// Where a model or a fan begins; flat nodes have none.
     pub(super) base: MaybeUninit<C>,
-    /// Of a model: positions on its curve per unit of the coordinate. Of a fan: see [`Cells`](super::fan::Cells).
+    /// Of a model: buckets, or positions on its curve, per unit of the coordinate. Of a fan: see
+    /// [`Cells`](super::fan::Cells).
     pub(super) scale: f64,
-    /// Of a fan: see [`Cells`](super::fan::Cells).
+    /// The last bucket that the line gives; of a fan again what its cells say.
     pub(super) limit: f64,
     pub(super) data: *mut u8,
     pub(super) side: *mut u8,
     pub(super) room: u32,
     pub(super) kind: Kind,
+    /// Of a model: whether it has a curve.
+    pub(super) curved: bool,
     /// Of a fan: see [`Cells`](super::fan::Cells).
     pub(super) shift: u8,
     /// Keys below this node.
     pub(super) len: usize,
     /// Keys below it when it was built.
     pub(super) built: usize,
-    /// Of a model.
+    /// Of a curve.
     pub(super) knots: Knots,
 }
 
@@ -69,6 +73,7 @@ impl<C: Key> Node<C> {
             side: ptr::null_mut(),
             room: 0,
             kind: Kind::Flat,
+            curved: false,
             shift: 0,
             len: 0,
             built: 0,
@@ -84,32 +89,35 @@ impl<C: Key> Node<C> {
     pub(super) unsafe fn place(&self, coordinate: C) -> usize {
         // SAFETY: models are built with a base.
         let base = unsafe { self.base.assume_init() };
-        place(base, self.scale, &self.knots, self.room as usize - BEHIND, coordinate)
+        if self.curved {
+            place_on_curve(base, self.scale, &self.knots, self.room as usize - BEHIND, coordinate)
+        } else {
+            place(base, self.scale, self.limit, coordinate)
+        }
     }
 }
 
-/// Position of a coordinate along the pieces.
+/// The bucket of a coordinate on a line, or its position along the pieces of a curve; between 0 and `limit`.
 #[inline(always)]
-#[expect(clippy::manual_clamp, reason = "what is no number must become one")]
-fn position<C: Key>(base: C, scale: f64, coordinate: C) -> usize {
-    // NaN (infinity times zero) becomes 0: `max` returns its other operand. The detour over i64 is what processors
-    // convert to in one instruction.
-    let at = (coordinate.offset_from(base) * scale).max(0.0).min(POSITIONS - 1.0);
-    // SAFETY: `at` is a number between 0 and `POSITIONS`.
+pub(super) fn place<C: Key>(base: C, scale: f64, limit: f64, coordinate: C) -> usize {
+    // NaN (infinity times zero) becomes 0: `max` returns its other operand. Clamped below 2^32, hence the detour over
+    // i64, which processors convert to in one instruction.
+    let at = (coordinate.offset_from(base) * scale).max(0.0).min(limit);
+    // SAFETY: `at` is a number between 0 and `limit` < 2^32, see `build`.
     unsafe { at.to_int_unchecked::<i64>() as usize }
 }
 
 /// The piece of a coordinate.
 pub(super) fn piece<C: Key>(base: C, scale: f64, coordinate: C) -> usize {
-    position(base, scale, coordinate) >> WITHIN
+    place(base, scale, POSITIONS - 1.0, coordinate) >> WITHIN
 }
 
 /// The bucket of a coordinate on a curve, less than `buckets`, which are fewer than 2^24.
 #[inline(always)]
-pub(super) fn place<C: Key>(base: C, scale: f64, knots: &Knots, buckets: usize, coordinate: C) -> usize {
-    let at = position(base, scale, coordinate);
+pub(super) fn place_on_curve<C: Key>(base: C, scale: f64, knots: &Knots, buckets: usize, coordinate: C) -> usize {
+    let at = place(base, scale, POSITIONS - 1.0, coordinate);
     let piece = at >> WITHIN;
-    // SAFETY: `position` is less than `POSITIONS`, so there is a knot on either side.
+    // SAFETY: the position is less than `POSITIONS`, so there is a knot on either side.
     let (from, to) = unsafe { (*knots.get_unchecked(piece), *knots.get_unchecked(piece + 1)) };
     let (from, to) = (u64::from(from), u64::from(to));
     // Less than `to` << WITHIN, or `from` << WITHIN where both are one: less than 2^40.
