@@ -98,6 +98,16 @@ impl Access {
         }
     }
 
+    /// Puts tokens, which are there, where `moved` says; their order stays.
+    pub(super) fn replace(&mut self, places: &[Place], moved: impl Fn(&Place) -> Place) {
+        // Arrays know nothing of the axis.
+        if let Access::Learned(map) = self {
+            // All out before one goes in: lines must not see old and new places side by side.
+            places.iter().for_each(|place| _ = map.remove(place));
+            map.extend(places.iter().map(|place| (moved(place), ())));
+        }
+    }
+
     /// Emits the tokens of a cell with coordinates from `from` to `to`; `y` is the place of `from`.
     #[inline]
     pub(super) fn range(&self, cell: u32, y: f64, from: f32, to: f32, mut emit: impl FnMut(u32, f32)) {

@@ -8,6 +8,9 @@ use super::KvConfig;
 use super::access::Place;
 use super::dense::{best_rows, dot, each};
 
+/// A cell with so many times the tokens that its law was fitted to gets a new one.
+const GROWN: usize = 4;
+
 /// What the coordinate of a cell is aligned with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,10 +26,12 @@ pub enum Aligned {
 pub struct Spread {
     /// Tokens.
     pub len: usize,
-    /// Mean coordinate when the cell was made.
+    /// Mean coordinate when the law was fitted.
     pub mean: f32,
-    /// Standard deviation when the cell was made, at least 1e-6.
+    /// Standard deviation when the law was fitted, at least 1e-6.
     pub deviation: f32,
+    /// Tokens when the law was fitted.
+    pub fitted: usize,
     /// Smallest coordinate.
     pub min: f32,
     /// Largest coordinate.
@@ -39,6 +44,18 @@ pub struct Spread {
     pub begin: f64,
     /// … and how long it is: its tokens when it was made.
     pub room: f64,
+}
+
+impl Spread {
+    /// Kolmogorov distance between ascending coordinates and the normal law of the cell.
+    pub fn distance(&self, ts: &[f32]) -> f32 {
+        let share = |i: usize| i as f32 / ts.len() as f32;
+        let off = |(i, t): (usize, &f32)| {
+            let law = normal_cdf((t - self.mean) / self.deviation);
+            (law - share(i)).abs().max((share(i + 1) - law).abs())
+        };
+        ts.iter().enumerate().map(off).fold(0.0, f32::max)
+    }
 }
 
 /// Cells of keys, all centred.
@@ -146,6 +163,23 @@ impl Cells {
         places
     }
 
+    /// Fits the law of a cell to its coordinates, which ascend, if they lie farther than `drift` from it or are
+    /// [`GROWN`] times as many, and the new law is nearer. Returns whether it did. The interval of the cell stays.
+    pub(super) fn refit(&mut self, cell: usize, ts: &[f32], drift: f32) -> bool {
+        let old = self.spreads[cell];
+        let distance = old.distance(ts);
+        if distance <= drift && ts.len() < GROWN * old.fitted.max(1) {
+            return false;
+        }
+        let Spread { mean, deviation, fitted, .. } = spread(ts);
+        let new = Spread { mean, deviation, fitted, ..old };
+        let better = new.distance(ts) < distance;
+        if better {
+            self.spreads[cell] = new;
+        }
+        better
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.spreads.len()
@@ -227,6 +261,7 @@ fn spread(ts: &[f32]) -> Spread {
         len: ts.len(),
         mean: mean as f32,
         deviation: (variance.sqrt() as f32).max(1e-6),
+        fitted: ts.len(),
         min: ends.0,
         max: ends.1,
         residual: 0.0,

@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 
-use access::{Access, AccessKind};
+use access::{Access, AccessKind, Place};
 use cells::{Aligned, Cells, normal_cdf};
 use dense::dot;
 
@@ -43,6 +43,8 @@ pub struct KvConfig {
     pub visited: usize,
     /// Appended tokens that wait until they are indexed together.
     pub flush: usize,
+    /// Kolmogorov distance between the coordinates of a cell and its normal law from which on the law is fitted anew.
+    pub drift: f32,
     /// What the coordinate of a cell is aligned with.
     pub aligned: Aligned,
     /// How ranges are read.
@@ -57,6 +59,7 @@ impl Default for KvConfig {
             segment: usize::MAX,
             visited: 64,
             flush: 1024,
+            drift: 0.2,
             aligned: Aligned::Queries,
             access: AccessKind::Csr,
         }
@@ -108,6 +111,8 @@ pub struct KvIndex {
     cells: Cells,
     access: Access,
     indexed: usize,
+    /// Laws of cells that were fitted anew.
+    refitted: usize,
     /// Keys that wait, `[_, dim]`.
     tail: Vec<f32>,
 }
@@ -131,7 +136,7 @@ impl KvIndex {
         let (cells, places) = Cells::build(&centred, prefill, dim, &config);
         let access = Access::new(config.access, places, cells.len());
         let (prefill, tail) = (prefill.to_vec(), Vec::new());
-        Ok(Self { config, dim, mean, prefill, cells, access, indexed: n, tail })
+        Ok(Self { config, dim, mean, prefill, cells, access, indexed: n, refitted: 0, tail })
     }
 
     /// Tokens, those that wait included.
@@ -154,13 +159,21 @@ impl KvIndex {
         &self.cells
     }
 
+    /// How many times appended tokens made a cell's law be fitted anew.
+    pub fn refitted(&self) -> usize {
+        self.refitted
+    }
+
     /// Bytes of cells and access structure; keys that wait not counted.
     pub fn bytes(&self) -> usize {
         self.cells.bytes() + self.access.bytes()
     }
 
     /// Takes new tokens, `[_, dim]`. They wait until [`KvConfig::flush`] have come, then all are indexed: each in the
-    /// nearest cell that it is not far outside of, the others in new cells.
+    /// nearest cell that it is not far outside of, the others in new cells. A cell whose coordinates no longer follow its
+    /// normal law, which tells a query how many tokens to expect, or that has four times the tokens it had when the law
+    /// was fitted, gets a new one: its tokens move inside its interval of the axis, at the cost of removing and inserting
+    /// them.
     ///
     /// # Errors
     /// [`Error::Invalid`] as for [`KvIndex::build`].
@@ -171,10 +184,29 @@ impl KvIndex {
             let centred = subtract(&std::mem::take(&mut self.tail), &self.mean);
             let first = self.indexed as u32;
             let places = self.cells.add(&centred, first, &self.prefill, &self.config);
+            let mut touched: Vec<u32> = places.iter().map(|place| place.cell).collect();
+            touched.sort_unstable();
+            touched.dedup();
             self.access.extend(places, self.cells.len());
+            touched.into_iter().for_each(|cell| self.adapt(cell));
             self.indexed += centred.len() / self.dim;
         }
         Ok(())
+    }
+
+    /// Fits the law of a cell anew if its tokens have drifted away from it and a new one suits them better.
+    fn adapt(&mut self, cell: u32) {
+        let old = self.cells.spread(cell as usize);
+        let mut places = Vec::with_capacity(old.len);
+        self.access.range(cell, old.begin, f32::NEG_INFINITY, f32::INFINITY, |token, t| {
+            places.push(Place { y: self.cells.y(cell as usize, t), cell, t, token });
+        });
+        let ts: Vec<f32> = places.iter().map(|place| place.t).collect();
+        if self.cells.refit(cell as usize, &ts, self.config.drift) {
+            let moved = |place: &Place| Place { y: self.cells.y(cell as usize, place.t), ..*place };
+            self.access.replace(&places, moved);
+            self.refitted += 1;
+        }
     }
 
     /// Forgets the tokens from `len` on, which must not be indexed yet: keep [`KvConfig::flush`] above the length of a

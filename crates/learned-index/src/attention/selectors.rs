@@ -209,6 +209,53 @@ mod tests {
     }
 
     #[test]
+    fn laws_of_cells_follow_tokens_that_drift() {
+        // Two cells; what comes later lies to one side of them, near enough to belong there.
+        let mut rng = crate::data::SplitMix64::new(5);
+        let mut rows = |n: usize, shift: f64| -> Vec<f32> {
+            // No query looks along the last axis, which makes the cells wide.
+            let mut number = |i: usize| match i % 8 {
+                0 if (i / 8).is_multiple_of(2) => 20.0,
+                0 => -20.0,
+                7 => 6.0 * rng.normal(),
+                _ => shift + rng.normal(),
+            };
+            (0..n * 8).map(|i| number(i) as f32).collect()
+        };
+        let (old, new) = (rows(128, 0.0), rows(2048, 0.8));
+        let prefill = [[0.0f32, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]; 4].concat();
+        let config = |access, drift| KvConfig { access, drift, flush: 256, ..KvConfig::default() };
+        let build = |access, drift| {
+            let mut index = KvIndex::build(&old, &prefill, 8, config(access, drift)).unwrap();
+            new.chunks(100 * 8).for_each(|rows| index.append(rows).unwrap());
+            index
+        };
+        let (csr, learned) = (build(AccessKind::Csr, 0.2), build(AccessKind::Learned, 0.2));
+        assert!(csr.refitted() > 1 && csr.refitted() == learned.refitted());
+        let farthest = |index: &KvIndex| {
+            // The others have a token or two.
+            let distances = (0..2).map(|cell| {
+                let mut ts = Vec::new();
+                index.access.range(cell as u32, 0.0, f32::NEG_INFINITY, f32::INFINITY, |_, t| ts.push(t));
+                index.cells().spread(cell).distance(&ts)
+            });
+            distances.fold(0.0, f32::max)
+        };
+        let never = build(AccessKind::Csr, 2.0);
+        assert!(farthest(&csr) < farthest(&never), "{} {}", farthest(&csr), farthest(&never));
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for budget in [50, 200, 5000] {
+            csr.select(&prefill[..8], budget, &mut a).unwrap();
+            learned.select(&prefill[..8], budget, &mut b).unwrap();
+            assert_eq!(a, b);
+            if budget < 1000 {
+                assert!((0.7..1.3).contains(&(a.len() as f64 / budget as f64)), "{} of {budget}", a.len());
+            }
+        }
+        assert_eq!(a.len(), csr.indexed());
+    }
+
+    #[test]
     fn a_mean_added_to_all_keys_changes_nothing_much() {
         let data = setting(1024, 16, 20, (0.9, 0.8), 5);
         let moved: Vec<f32> = data.keys.iter().enumerate().map(|(i, x)| x + (i % 16) as f32).collect();
