@@ -19,6 +19,7 @@ pub use error::{Error, Result};
 pub use file::{MappedMap, Plain};
 pub use key::{F64, Key};
 pub use map::{IntoIter, LearnedMap, entry};
+pub use nfl::monotone::MonotoneMap;
 pub use nfl::{NflConfig, NflMap};
 pub use raw::Shape;
 pub use raw::cursor::{Iter, IterMut};

@@ -72,6 +72,10 @@ impl MonotoneFlow {
                 points.push(point);
             }
         }
+        // Two make a piece. Keys have a range, so the flow ascends over it, unless rounding ate the rise.
+        if let [(x, y)] = points[..] {
+            points.push((x + range, y + 1.0));
+        }
         flow.points = points;
         flow
     }
@@ -86,13 +90,20 @@ impl MonotoneFlow {
         sum / self.steps.len() as f64
     }
 
-    /// The flow at a distance from the smallest key, by its polygon: never decreases, by no bit.
+    /// The flow at a distance from the smallest key, by its polygon: never decreases, by no bit. The first and the last
+    /// piece go on beyond the keys, so that keys out there have places of their own.
+    #[inline]
     pub fn place(&self, offset: f64) -> f64 {
-        let after = self.points.partition_point(|point| point.0 <= offset);
-        match (after.checked_sub(1).map(|i| self.points[i]), self.points.get(after)) {
-            (None, _) => self.points[0].1,
-            (Some(last), None) => last.1,
-            (Some((x0, y0)), Some(&(x1, y1))) => (y0 + (offset - x0) * ((y1 - y0) / (x1 - x0))).min(y1),
+        let after = self.points.partition_point(|point| point.0 <= offset).clamp(1, self.points.len() - 1);
+        let ((x0, y0), (x1, y1)) = (self.points[after - 1], self.points[after]);
+        let y = y0 + (offset - x0) * ((y1 - y0) / (x1 - x0));
+        // Rounding must not pass a corner.
+        if offset < x0 {
+            y.min(y0)
+        } else if offset > x1 {
+            y.max(y1)
+        } else {
+            y.max(y0).min(y1)
         }
     }
 }

@@ -3,9 +3,11 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | `mod` | the map |
+//! | [`monotone`] | the map with ranges, over a flow that ascends |
 //! | `serial` | serde |
 //! | [`switch`] | whether a flow pays |
 
+pub mod monotone;
 mod serial;
 pub mod switch;
 
@@ -60,7 +62,7 @@ enum Layout<K: Key, V> {
 /// it takes conflicts away (see [`Switch`]), and nodes from the way of a look-up, more than the flow itself costs. If not,
 /// this is a [`LearnedMap`]; so it is for all key sets of [`data`](crate::data), whose ways are short. Keys that come
 /// later use the same flow, until [`NflMap::adapt`] finds that they no longer suit it. There are no ranges: neighbours by
-/// key are no neighbours by place.
+/// key are no neighbours by place; [`MonotoneMap`](monotone::MonotoneMap) has them.
 ///
 /// ```
 /// use kindling_learned_index::data::{KeySet, Keys};

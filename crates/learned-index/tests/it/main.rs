@@ -1,5 +1,6 @@
 //! The maps against `BTreeMap`.
 
+mod monotone;
 mod nfl;
 mod ordered;
 mod shared;
