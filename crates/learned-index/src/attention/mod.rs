@@ -26,9 +26,14 @@ use std::time::Instant;
 
 use crate::error::{Error, Result};
 
+use crate::raw::prefetch_ahead;
 use access::{Access, AccessKind, Place};
 use cells::{Aligned, Cells, normal_cdf};
 use dense::dot;
+
+/// Rows of keys that are asked for ahead, and numbers in a cache line.
+const AHEAD: usize = 4;
+const LINE: usize = 16;
 
 /// How an index is built and asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -291,11 +296,19 @@ impl KvIndex {
             )));
         }
         let shift = dot(query, &self.mean);
-        dense::each(|| {
-            for selected in &mut *selected {
-                selected.score = dot(query, &keys[selected.token as usize * d..][..d]) - shift;
-            }
-        });
+        let row = |selected: &Selected| &keys[selected.token as usize * d..][..d];
+        dense::each(
+            #[inline(always)]
+            || {
+                for i in 0..selected.len() {
+                    // The rows lie anywhere: a few are on their way while one is read.
+                    if let Some(next) = selected.get(i + AHEAD) {
+                        row(next).iter().step_by(LINE).for_each(|x| prefetch_ahead(x));
+                    }
+                    selected[i].score = dot(query, row(&selected[i])) - shift;
+                }
+            },
+        );
         if keep < selected.len() {
             selected.select_nth_unstable_by(keep, |a, b| b.score.total_cmp(&a.score).then(a.token.cmp(&b.token)));
             selected.truncate(keep);

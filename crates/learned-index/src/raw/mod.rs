@@ -41,5 +41,6 @@ pub(crate) mod simd;
 mod tree;
 
 pub(crate) use batch::GROUP;
+pub(crate) use prefetch::prefetch_ahead;
 pub use shape::Shape;
 pub(crate) use tree::{Direct, Project, Tree};
