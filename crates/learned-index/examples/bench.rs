@@ -1,6 +1,9 @@
-//! Measures the structures of this crate: `bench KEYS N [STRUCTURE,… [MIX,…]]`.
+//! Measures the structures of this crate, and `pgm-extra` of the crate of this name: `bench KEYS N [STRUCTURE,… [MIX,…]]`.
 
-use kindling_learned_index::data::KeySet;
+use std::hint::black_box;
+use std::time::Instant;
+
+use kindling_learned_index::data::{KeySet, Keys, SplitMix64};
 use kindling_learned_index::measure::{Mix, STRUCTURES, run};
 
 fn main() {
@@ -15,5 +18,33 @@ fn main() {
         let Some(set) = KeySet::named(name) else { return eprintln!("no key set `{name}`") };
         let keys = set.generate(n, 42);
         run(&keys, &structures, &mixes, |row| println!("{name:10} {n:9} {}", serde_json::json!(row)));
+        if let (Keys::U64(keys), true) = (&keys, structures.contains(&"pgm-extra")) {
+            println!("{name:10} {n:9} {}", pgm_extra(keys));
+        }
     }
+}
+
+/// Look-ups one by one in a map of `pgm-extra`, measured as [`run`] does. Its window can lie beside the key: how many keys
+/// it does not find is a column of its own.
+fn pgm_extra(keys: &[u64]) -> serde_json::Value {
+    let begin = Instant::now();
+    let map = match pgm_extra::Map::from_sorted_unique(keys.iter().copied().zip(0u64..).collect(), 32, 4) {
+        Ok(map) => map,
+        Err(error) => return serde_json::json!({"structure": "pgm-extra", "error": error.to_string()}),
+    };
+    let build_s = begin.elapsed().as_secs_f64();
+    let missed = keys.iter().filter(|key| map.get(key).is_none()).count();
+    let mut rng = SplitMix64::new(44);
+    let reads: Vec<u64> = (0..1_000_000).map(|_| keys[rng.below(keys.len() as u64) as usize]).collect();
+    let slice = |reads: &[u64]| {
+        let begin = Instant::now();
+        black_box(reads.iter().filter_map(|key| map.get(key)).fold(0u64, |sum, value| sum.wrapping_add(*value)));
+        begin.elapsed().as_nanos() as f64 / reads.len() as f64
+    };
+    let mut times: Vec<f64> = (0..3).flat_map(|_| reads.chunks_exact(20_000)).map(slice).collect();
+    times.sort_unstable_by(f64::total_cmp);
+    serde_json::json!({
+        "structure": "pgm-extra", "mix": "get", "ns_per_op": times[times.len() / 2],
+        "best_ns": times[times.len() / 20], "missed": missed, "build_s": build_s,
+    })
 }
