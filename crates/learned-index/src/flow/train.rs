@@ -2,13 +2,14 @@
 //!
 //! The loss is the one of the published code: the negative log density of the summed output under a standard normal law,
 //! minus the log-determinant of the features' own derivatives. It is a heuristic, not a likelihood, and works. There are
-//! ten weights in the usual size, so gradients are written out instead of recorded.
+//! ten weights in the usual size, so gradients are written out instead of recorded. Derivatives are kept as logarithms: a
+//! saturated unit's would underflow.
 //!
 //! Source: "NFL: Robust Learned Index via Distribution Transformation", arXiv 2205.11807.
 
 use serde::{Deserialize, Serialize};
 
-use super::folding::{FoldingFlow, Matrix};
+use super::folding::{FoldingFlow, MAX_WIDTH, Matrix};
 use super::tanh::tanh;
 use crate::data::SplitMix64;
 use crate::error::{Error, Result};
@@ -21,6 +22,8 @@ pub struct TrainConfig {
     pub features: usize,
     /// Layers, at least 2.
     pub layers: usize,
+    /// Units for each feature in the layers between the first and the last: the width is this times the features.
+    pub hidden: usize,
     /// Strips that the key range is cut into; between n / 100 and 10 n.
     pub shifts: f64,
     /// Share of the keys in a training subset, which has at least [`TrainConfig::min_subset`].
@@ -48,6 +51,7 @@ impl Default for TrainConfig {
         Self {
             features: 2,
             layers: 2,
+            hidden: 1,
             shifts: 1e6,
             subset: 0.1,
             min_subset: 10_000,
@@ -83,15 +87,17 @@ pub fn train(mean: f64, offsets: &[f64], config: &TrainConfig) -> Result<Trained
         return Err(Error::Training(format!("expected keys with a finite range, found {range}")));
     }
     let sane = (1..=2).contains(&config.features) && config.layers >= 2 && config.batch > 0 && config.shifts >= 1.0;
-    if !sane {
-        return Err(Error::Training(
-            "expected 1 or 2 features, at least 2 layers, a positive batch and at least one strip".into(),
-        ));
+    let wide = config.features.saturating_mul(config.hidden);
+    if !sane || !(1..=MAX_WIDTH).contains(&wide) {
+        return Err(Error::Training(format!(
+            "expected 1 or 2 features, at least 2 layers, at least 1 and in all at most {MAX_WIDTH} hidden units, a \
+             positive batch and at least one strip"
+        )));
     }
     let var = range / config.shifts;
     let d = config.features;
     let mut rng = SplitMix64::new(config.seed);
-    let mut network = Network::random(d, config.layers, &mut rng);
+    let mut network = Network::random((d, config.hidden, config.layers), &mut rng);
     let mut adam = Adam::new(network.values.len(), config.rate);
     let (mut best, mut best_loss, mut best_mean, mut steps) = (network.clone(), f64::INFINITY, f64::INFINITY, 0);
     let size = ((offsets.len() as f64 * config.subset) as usize).max(config.min_subset).min(offsets.len());
@@ -135,12 +141,15 @@ fn features_of(x: f64, features: usize) -> [f64; 2] {
     if features == 1 { [x, 0.0] } else { [x.floor(), x - x.floor()] }
 }
 
-/// Free weights of a flow whose layers are `d` × `d`, lower triangular, and positive.
+/// Free weights of a flow. Layers have a block of units for each of `d` features (one unit in the last), which sees the
+/// blocks of its own and earlier features before; all weights are positive.
 #[derive(Debug, Clone)]
 struct Network {
     d: usize,
+    hidden: usize,
     layers: usize,
-    /// Layer by layer, row by row: `row + 1` logarithms of directions, then the logarithm of the length.
+    /// Layer by layer, row by row: logarithms of directions, one for each unit that the row sees, then the logarithm of
+    /// the length.
     values: Vec<f64>,
 }
 
@@ -148,117 +157,152 @@ struct Network {
 struct Row {
     /// Position of its first value.
     at: usize,
-    /// Weights, `row + 1` of them.
-    weights: [f64; 2],
+    /// The first unit of its own feature among those it sees, which end with the last such unit.
+    own: usize,
+    weights: Vec<f64>,
+    logs: Vec<f64>,
     /// Squares of the unit direction.
-    shares: [f64; 2],
+    shares: Vec<f64>,
 }
 
 impl Network {
-    fn random(d: usize, layers: usize, rng: &mut SplitMix64) -> Self {
-        let mut values = Vec::new();
-        for _ in 0..layers {
-            for row in 0..d {
-                // Xavier over the inputs that this row may see, and its one output.
-                let bound = (6.0 / (row as f64 + 2.0)).sqrt();
-                values.extend((0..=row).map(|_| (2.0 * rng.f64() - 1.0) * bound));
-                values.push((1.0 - rng.f64()).ln());
+    fn random((d, hidden, layers): (usize, usize, usize), rng: &mut SplitMix64) -> Self {
+        let mut network = Self { d, hidden, layers, values: Vec::new() };
+        for layer in 0..layers {
+            let (_, units) = network.units(layer);
+            for row in 0..d * units {
+                let sees = network.sees(layer, row).1;
+                // Xavier over the inputs that this row may see, and the outputs of its block.
+                let bound = (6.0 / (sees + units) as f64).sqrt();
+                network.values.extend((0..sees).map(|_| (2.0 * rng.f64() - 1.0) * bound));
+                network.values.push((1.0 - rng.f64()).ln());
             }
         }
-        Self { d, layers, values }
+        network
+    }
+
+    /// Units of a feature before a layer and after it.
+    fn units(&self, layer: usize) -> (usize, usize) {
+        (if layer == 0 { 1 } else { self.hidden }, if layer + 1 == self.layers { 1 } else { self.hidden })
+    }
+
+    /// The first unit of a row's own feature, and how many units it sees.
+    fn sees(&self, layer: usize, row: usize) -> (usize, usize) {
+        let (before, after) = self.units(layer);
+        (row / after * before, (row / after + 1) * before)
     }
 
     fn rows(&self) -> Vec<Vec<Row>> {
         let mut at = 0;
-        let mut row = |i: usize| {
-            let values = &self.values[at..at + i + 2];
-            let exps: Vec<f64> = values[..=i].iter().map(|v| v.exp()).collect();
-            let square: f64 = exps.iter().map(|e| e * e).sum();
-            let length = values[i + 1].exp();
-            let (mut weights, mut shares) = ([0.0; 2], [0.0; 2]);
-            for (j, e) in exps.iter().enumerate() {
-                weights[j] = length * e / square.sqrt();
-                shares[j] = e * e / square;
-            }
-            let row = Row { at, weights, shares };
-            at += i + 2;
+        let mut row = |layer: usize, row: usize| {
+            let (own, sees) = self.sees(layer, row);
+            let directions = &self.values[at..at + sees];
+            let square: f64 = directions.iter().map(|v| (2.0 * v).exp()).sum();
+            let length = self.values[at + sees] - 0.5 * square.ln();
+            let logs: Vec<f64> = directions.iter().map(|v| v + length).collect();
+            let row = Row {
+                at,
+                own,
+                weights: logs.iter().map(|log| log.exp()).collect(),
+                shares: directions.iter().map(|v| (2.0 * v).exp() / square).collect(),
+                logs,
+            };
+            at += sees + 1;
             row
         };
-        (0..self.layers).map(|_| (0..self.d).map(&mut row).collect()).collect()
+        (0..self.layers).map(|l| (0..self.d * self.units(l).1).map(|i| row(l, i)).collect()).collect()
     }
 
     /// Inputs × outputs, as flows store them.
     fn matrices(&self) -> Vec<Matrix> {
-        let d = self.d;
-        let matrix = |rows: &Vec<Row>| {
-            let entries = (0..d).flat_map(|input| rows.iter().map(move |row| row.weights[input])).collect();
-            Matrix { rows: d, columns: d, entries }
+        let matrix = |(layer, rows): (usize, &Vec<Row>)| {
+            let inputs = self.d * self.units(layer).0;
+            let weight = |input: usize| rows.iter().map(move |row| row.weights.get(input).copied().unwrap_or(0.0));
+            Matrix { rows: inputs, columns: rows.len(), entries: (0..inputs).flat_map(weight).collect() }
         };
-        self.rows().iter().map(matrix).collect()
+        self.rows().iter().enumerate().map(matrix).collect()
     }
 
     /// Mean loss of a batch, and its gradient.
     fn loss(&self, batch: &[[f64; 2]]) -> (f64, Vec<f64>) {
         let (d, last) = (self.d, self.layers - 1);
         let rows = self.rows();
-        let log_weights: f64 = rows.iter().flat_map(|layer| (0..d).map(|i| layer[i].weights[i].ln())).sum();
-        let constant = 0.5 * (2.0 * std::f64::consts::PI).ln() - log_weights;
-        // Derivatives of the loss by weight, summed over the batch.
-        let mut by_weight = vec![[[0.0f64; 2]; 2]; self.layers];
         let mut loss = 0.0;
-        let mut values = vec![[0.0f64; 2]; self.layers + 1];
+        // Derivatives of the loss by the logarithm of every weight, summed over the batch, where its value lies.
+        let mut by_log_weight = vec![0.0; self.values.len()];
+        let width = d * self.hidden;
+        // Units before every layer and at the end, logarithms of their derivatives by their features, and these without
+        // the factor of their own tanh.
+        let mut values = vec![vec![0.0f64; width]; self.layers + 1];
+        let mut slopes = values.clone();
+        let mut sums = values.clone();
+        let (mut by_value, mut by_slope) = (vec![0.0f64; width], vec![0.0f64; width]);
+        let (mut next_value, mut next_slope) = (by_value.clone(), by_slope.clone());
         for features in batch {
-            values[0] = *features;
+            values[0][..d].copy_from_slice(&features[..d]);
             for (l, layer) in rows.iter().enumerate() {
-                for i in 0..d {
-                    let sum: f64 = (0..=i).map(|j| layer[i].weights[j] * values[l][j]).sum();
-                    values[l + 1][i] = if l < last {
-                        // ln sech² = 2 (ln 2 − p − ln(1 + e^(−2p))), for p of any size.
-                        loss += 2.0 * (sum - std::f64::consts::LN_2 + (-2.0 * sum).exp().ln_1p());
-                        tanh(sum)
-                    } else {
-                        sum
-                    };
+                for (i, row) in layer.iter().enumerate() {
+                    let sum: f64 = row.weights.iter().zip(&values[l]).map(|(weight, value)| weight * value).sum();
+                    let slope = log_sum(row, &slopes[l]);
+                    sums[l + 1][i] = slope;
+                    // ln sech² = 2 (ln 2 − p − ln(1 + e^(−2p))), for p of any size.
+                    let bend = || 2.0 * (std::f64::consts::LN_2 - sum - (-2.0 * sum).exp().ln_1p());
+                    (values[l + 1][i], slopes[l + 1][i]) =
+                        if l < last { (tanh(sum), slope + bend()) } else { (sum, slope) };
                 }
             }
             let z: f64 = values[self.layers][..d].iter().sum();
-            loss += 0.5 * z * z;
-            let mut by_sum = [z; 2];
-            for l in (0..=last).rev() {
-                let mut by_input = [0.0; 2];
-                for i in 0..d {
-                    for j in 0..=i {
-                        by_weight[l][i][j] += by_sum[i] * values[l][j];
-                        by_input[j] += by_sum[i] * rows[l][i].weights[j];
+            loss += 0.5 * z * z - slopes[self.layers][..d].iter().sum::<f64>();
+            by_value[..d].fill(z);
+            by_slope[..d].fill(-1.0);
+            for (l, layer) in rows.iter().enumerate().rev() {
+                next_value.fill(0.0);
+                next_slope.fill(0.0);
+                for (i, row) in layer.iter().enumerate() {
+                    let t = values[l + 1][i];
+                    let by_sum =
+                        if l < last { by_value[i] * (1.0 - t * t) - 2.0 * t * by_slope[i] } else { by_value[i] };
+                    for (j, weight) in row.weights.iter().enumerate() {
+                        by_log_weight[row.at + j] += by_sum * weight * values[l][j];
+                        next_value[j] += by_sum * weight;
+                    }
+                    for j in row.own..row.weights.len() {
+                        let share = if row.own + 1 == row.weights.len() {
+                            1.0
+                        } else {
+                            (row.logs[j] + slopes[l][j] - sums[l + 1][i]).exp()
+                        };
+                        by_log_weight[row.at + j] += by_slope[i] * share;
+                        next_slope[j] += by_slope[i] * share;
                     }
                 }
-                if l > 0 {
-                    for i in 0..d {
-                        let t = values[l][i];
-                        by_sum[i] = by_input[i] * (1.0 - t * t) + 2.0 * t;
-                    }
-                }
+                std::mem::swap(&mut by_value, &mut next_value);
+                std::mem::swap(&mut by_slope, &mut next_slope);
             }
         }
         let n = batch.len() as f64;
         let mut gradient = vec![0.0; self.values.len()];
-        for (layer, by_weight) in rows.iter().zip(&by_weight) {
-            for (i, row) in layer.iter().enumerate() {
-                let mut total = 0.0;
-                for j in 0..=i {
-                    let own = if i == j { 1.0 } else { 0.0 };
-                    let by_log = by_weight[i][j] / n * row.weights[j] - own;
-                    gradient[row.at + j] = by_log;
-                    total += by_log;
-                }
-                for j in 0..=i {
-                    gradient[row.at + j] -= row.shares[j] * total;
-                }
-                gradient[row.at + i + 1] = total;
+        for row in rows.iter().flatten() {
+            let sees = row.weights.len();
+            let total = by_log_weight[row.at..row.at + sees].iter().sum::<f64>() / n;
+            for (j, share) in row.shares.iter().enumerate() {
+                gradient[row.at + j] = by_log_weight[row.at + j] / n - share * total;
             }
+            gradient[row.at + sees] = total;
         }
-        (loss / n + constant, gradient)
+        (loss / n + 0.5 * (2.0 * std::f64::consts::PI).ln(), gradient)
     }
+}
+
+/// Logarithm of the sum of a row's own units' derivatives, weighted.
+fn log_sum(row: &Row, slopes: &[f64]) -> f64 {
+    let term = |j: usize| row.logs[j] + slopes[j];
+    let own = row.own..row.logs.len();
+    if own.len() == 1 {
+        return term(row.own);
+    }
+    let most = own.clone().map(term).fold(f64::NEG_INFINITY, f64::max);
+    most + own.map(|j| (term(j) - most).exp()).sum::<f64>().ln()
 }
 
 /// Adam with the largest second moment so far, and a rate that halves when the loss stays.
@@ -309,7 +353,7 @@ mod tests {
 
     fn example() -> Network {
         let (g, h) = ([0.5f64.ln(), 0.8f64.ln()], [1.5f64.ln(), 0.6f64.ln()]);
-        Network { d: 2, layers: 2, values: vec![0.2, g[0], -1.0, 0.1, g[1], -0.3, h[0], 0.4, 0.0, h[1]] }
+        Network { d: 2, hidden: 1, layers: 2, values: vec![0.2, g[0], -1.0, 0.1, g[1], -0.3, h[0], 0.4, 0.0, h[1]] }
     }
 
     const FEATURES: [[f64; 2]; 3] = [[0.0, 0.25], [3.0, 0.5], [7.0, 0.75]];
@@ -335,18 +379,71 @@ mod tests {
 
     #[test]
     fn gradients_are_differences() {
-        let mut network = example();
-        let gradient = network.loss(&FEATURES).1;
-        for (i, expected) in gradient.iter().enumerate() {
-            let at = |network: &mut Network, x: f64| {
-                network.values[i] += x;
-                let loss = network.loss(&FEATURES).0;
-                network.values[i] -= x;
-                loss
-            };
-            let slope = (at(&mut network, 1e-5) - at(&mut network, -1e-5)) / 2e-5;
-            assert!((slope - expected).abs() < 1e-7 * slope.abs().max(1.0), "{i}: {slope} {expected}");
+        let mut rng = SplitMix64::new(3);
+        let wide = [(2, 3, 3), (2, 2, 2), (1, 4, 3)].map(|size| Network::random(size, &mut rng));
+        for mut network in wide.into_iter().chain([example()]) {
+            let gradient = network.loss(&FEATURES).1;
+            for (i, expected) in gradient.iter().enumerate() {
+                let at = |network: &mut Network, x: f64| {
+                    network.values[i] += x;
+                    let loss = network.loss(&FEATURES).0;
+                    network.values[i] -= x;
+                    loss
+                };
+                let slope = (at(&mut network, 1e-5) - at(&mut network, -1e-5)) / 2e-5;
+                assert!((slope - expected).abs() < 1e-7 * slope.abs().max(1.0), "{i}: {slope} {expected}");
+            }
         }
+    }
+
+    #[test]
+    fn the_log_determinant_is_that_of_differences() {
+        let mut rng = SplitMix64::new(8);
+        for size in [(2, 1, 2), (2, 3, 2), (2, 2, 4)] {
+            let network = Network::random(size, &mut rng);
+            let matrices = network.matrices();
+            let outputs = |features: [f64; 2]| {
+                let mut values = features.to_vec();
+                for (l, matrix) in matrices.iter().enumerate() {
+                    let sum = |column: usize| -> f64 {
+                        (0..matrix.rows).map(|row| values[row] * matrix.entries[row * matrix.columns + column]).sum()
+                    };
+                    let bend = |sum: f64| if l + 1 < matrices.len() { tanh(sum) } else { sum };
+                    values = (0..matrix.columns).map(sum).map(bend).collect();
+                }
+                values
+            };
+            for features in FEATURES {
+                let slope = |feature: usize| {
+                    let at = |x: f64| {
+                        let mut features = features;
+                        features[feature] += x;
+                        outputs(features)[feature]
+                    };
+                    (at(1e-5) - at(-1e-5)) / 2e-5
+                };
+                let z: f64 = outputs(features).iter().sum();
+                let logdet = slope(0).ln() + slope(1).ln();
+                let expected = 0.5 * z * z + 0.5 * (2.0 * std::f64::consts::PI).ln() - logdet;
+                let loss = network.loss(&[features]).0;
+                assert!((loss - expected).abs() < 1e-5, "{size:?}: {loss} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_hidden_units_fit_at_least_as_well() {
+        let keys = KeySet::named("lognormal").unwrap().generate(20_000, 42).to_f64();
+        let offsets: Vec<f64> = keys.iter().map(|key| key - keys[0]).collect();
+        let loss = |hidden: usize| {
+            let trained = train(keys[0], &offsets, &TrainConfig { hidden, ..TrainConfig::default() }).unwrap();
+            assert_eq!(trained.flow.layers()[0].columns, 2 * hidden);
+            assert!(keys.iter().all(|&key| trained.flow.transform(key).is_finite()));
+            trained.loss
+        };
+        let (one, four) = (loss(1), loss(4));
+        assert!(four < one + 0.05, "{one} {four}");
+        assert!(train(0.0, &offsets, &TrainConfig { hidden: 33, ..TrainConfig::default() }).is_err());
     }
 
     /// Products of the diagonal weights: what the flow multiplies whole parts (times `shifts`) and fractions with.
@@ -383,7 +480,7 @@ mod tests {
                 values.push(weights.iter().map(|weight| weight * weight).sum::<f64>().sqrt().ln());
             }
         }
-        let network = Network { d: 2, layers: flow.layers().len(), values };
+        let network = Network { d: 2, hidden: 1, layers: flow.layers().len(), values };
         let var = offsets.iter().copied().fold(0.0, f64::max) / shifts;
         let features: Vec<[f64; 2]> = offsets.iter().map(|&offset| features_of(offset / var, 2)).collect();
         network.loss(&features).0
