@@ -30,7 +30,9 @@ const DEEPER_SHARE: usize = 50;
 /// Keys for a cell of a fan, and how many cells a fan has.
 const CELL: usize = 16;
 const CELLS_MIN: usize = 16;
-const CELLS_MAX: usize = 1 << 15;
+/// More cells than these only for more than so many keys each: they should stay in a cache.
+const CELLS_MANY: usize = 1 << 15;
+const CELL_LARGE: usize = 256;
 /// Keys for a part of a cell.
 const PART: usize = 16;
 /// Where lines carry so many of so many keys below a fan there are no curves.
@@ -103,7 +105,8 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     /// As for [`Builder::build`]; the pairs have more than one coordinate.
     unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
         let coordinate = self.coordinate;
-        let count = ((end - begin) / CELL).clamp(CELLS_MIN, CELLS_MAX);
+        let n = end - begin;
+        let count = (n / CELL).clamp(CELLS_MIN, CELLS_MANY.max(n / CELL_LARGE));
         let mut cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
         if cells.count() < 2 {
             // So near to each other that their distances have lost their digits.
