@@ -116,22 +116,33 @@ impl HalfRows {
     /// If `x` is not `n` rows of inputs.
     pub fn product(&self, x: &[f32], n: usize) -> Vec<f32> {
         assert_eq!(x.len(), n * self.cols, "inputs");
-        // Output by output, so that threads write apart; put in order below.
-        let mut columns = vec![0.0; n * self.rows];
-        if columns.is_empty() || self.cols == 0 {
-            return columns;
+        let mut out = vec![0.0; n * self.rows];
+        if out.is_empty() || self.cols == 0 {
+            return out;
         }
         if n > FEW_ROWS {
             return self.by_slabs(x, n);
         }
+        // Part by part, so that threads write apart; put in order below.
         let per_part = PART.div_ceil(2 * self.cols).max(1);
-        columns.par_chunks_mut(n * per_part).zip(self.values.par_chunks(per_part * self.cols)).for_each(
-            |(out, weights)| match self.kind {
-                HalfType::BF16 => few::<true>(weights, self.cols, x, out),
-                HalfType::F16 => few::<false>(weights, self.cols, x, out),
-            },
-        );
-        if n == 1 { columns } else { transposed(&columns, n, self.rows) }
+        let multiply = |(out, weights): (&mut [f32], &[u16])| match self.kind {
+            HalfType::BF16 => few::<true>(weights, self.cols, x, out),
+            HalfType::F16 => few::<false>(weights, self.cols, x, out),
+        };
+        let weights = self.values.par_chunks(per_part * self.cols);
+        if n == 1 {
+            out.par_chunks_mut(per_part).zip(weights).for_each(multiply);
+            return out;
+        }
+        let mut parts = vec![0.0; n * self.rows];
+        parts.par_chunks_mut(n * per_part).zip(weights).for_each(multiply);
+        for (part, sums) in parts.chunks(n * per_part).enumerate() {
+            let rows = sums.len() / n;
+            for (out, sums) in out.chunks_mut(self.rows).zip(sums.chunks(rows)) {
+                out[part * per_part..][..rows].copy_from_slice(sums);
+            }
+        }
+        out
     }
 
     fn by_slabs(&self, x: &[f32], n: usize) -> Vec<f32> {
@@ -157,29 +168,29 @@ impl HalfRows {
     }
 }
 
-/// `out [weights, inputs] = weights · xᵀ`, both of rows of `cols` values.
+/// `out [inputs, weights] = x · weightsᵀ`, both of rows of `cols` values.
 #[allow(unsafe_code, reason = "a call for an instruction set that was found")]
 fn few<const BF16: bool>(weights: &[u16], cols: usize, x: &[f32], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
-        let n = x.len() / cols;
+        let (n, rows) = (x.len() / cols, weights.len() / cols);
         let mut first = 0;
         while first < n {
-            let x = &x[first * cols..];
+            let (x, out) = (&x[first * cols..], &mut out[first * rows..]);
             // SAFETY: the instructions are there; the slices are checked where they are read.
             first += unsafe {
                 match n - first {
-                    4.. => avx512::few::<4, BF16>(weights, cols, x, &mut out[first..], n),
-                    2.. => avx512::few::<2, BF16>(weights, cols, x, &mut out[first..], n),
-                    _ => avx512::few::<1, BF16>(weights, cols, x, &mut out[first..], n),
+                    4.. => avx512::few::<4, BF16>(weights, cols, x, out),
+                    2.. => avx512::few::<2, BF16>(weights, cols, x, out),
+                    _ => avx512::few::<1, BF16>(weights, cols, x, out),
                 }
             };
         }
         return;
     }
     let dot = if BF16 { dot_bf16 } else { dot_f16 };
-    for (row, out) in weights.chunks_exact(cols).zip(out.chunks_exact_mut(x.len() / cols)) {
-        for (out, x) in out.iter_mut().zip(x.chunks_exact(cols)) {
+    for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(weights.len() / cols)) {
+        for (row, out) in weights.chunks_exact(cols).zip(out) {
             *out = dot(row, x);
         }
     }
@@ -208,8 +219,8 @@ mod avx512 {
     }
 
     /// `R` rows of inputs (4, 2 or 1) with all rows of weights, sixteen sums at a time: each weight and each input is read
-    /// once for several sums, whose lanes are added up together. A row's sums do not depend on `R`. Inputs of the
-    /// same weights are `n` apart in `out`. Gives `R`.
+    /// once for several sums, whose lanes are added up together. A row's sums do not depend on `R`. `out` is as in
+    /// [`few`](super::few). Gives `R`.
     ///
     /// # Safety
     /// The processor has AVX-512F.
@@ -219,10 +230,9 @@ mod avx512 {
         cols: usize,
         x: &[f32],
         out: &mut [f32],
-        n: usize,
     ) -> usize {
         let rows = weights.len() / cols;
-        assert!((R == 1 || R == 2 || R == 4) && x.len() >= R * cols && out.len() + n >= rows * n + R, "rows and sums");
+        assert!((R == 1 || R == 2 || R == 4) && x.len() >= R * cols && out.len() >= R * rows, "rows and sums");
         let per_step = TOGETHER / R;
         let (whole, tail) = (cols - cols % LANES, ((1u32 << (cols % LANES)) - 1) as __mmask16);
         for first in (0..rows).step_by(per_step) {
@@ -264,23 +274,13 @@ mod avx512 {
             let mut found = [0.0f32; TOGETHER];
             // SAFETY: 64 bytes of the array.
             unsafe { _mm512_storeu_ps(found.as_mut_ptr(), across(&sums)) };
-            for (j, out) in out[first * n..].chunks_mut(n).enumerate().take(per_step) {
-                for (r, out) in out.iter_mut().enumerate().take(R) {
-                    *out = found[r * per_step + j];
-                }
+            let here = per_step.min(rows - first);
+            for (out, found) in out.chunks_mut(rows).zip(found.chunks(per_step)).take(R) {
+                out[first..first + here].copy_from_slice(&found[..here]);
             }
         }
         R
     }
-}
-
-/// `[rows, n]` becomes `[n, rows]`.
-fn transposed(columns: &[f32], n: usize, rows: usize) -> Vec<f32> {
-    let mut out = vec![0.0; columns.len()];
-    for (row, column) in columns.chunks(n).enumerate() {
-        column.iter().enumerate().for_each(|(i, &y)| out[i * rows + row] = y);
-    }
-    out
 }
 
 /// bf16 is the upper half of an f32.
