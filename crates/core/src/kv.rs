@@ -15,6 +15,22 @@ pub struct AttendSpec {
     pub window: Option<usize>,
 }
 
+/// Keys and values of a layer where they lie, in f32: `[kv heads, capacity, width]` each.
+pub struct KvMemory<'a> {
+    /// All keys.
+    pub keys: &'a mut [f32],
+    /// All values.
+    pub values: &'a mut [f32],
+    /// Heads of keys, and of values.
+    pub kv_heads: usize,
+    /// Positions that there is room for.
+    pub capacity: usize,
+    /// Positions that are taken, those to be written included.
+    pub len: usize,
+    /// Of which tree the new positions are the nodes, as [`KvStore::attend_tree`] takes it; `None`: of a chain.
+    pub parents: Option<&'a [Option<usize>]>,
+}
+
 /// Keys and values of every layer, and attention over them.
 ///
 /// Shapes: queries `[batch, heads, tokens, key width]`, keys `[batch, kv heads, tokens, key width]`, values
@@ -63,6 +79,14 @@ pub trait KvStore: Send {
             return self.truncate(from + rows.len());
         }
         Err(Error::Invalid("this cache does not drop positions between others: draft chains".into()))
+    }
+
+    /// Appends `tokens` positions to `layer` whose keys and values the caller writes where they belong. `None`, and nothing is
+    /// changed, where the store does not hold those of one text, as they are, in the processor's memory: then
+    /// [`append`](Self::append) and [`attend`](Self::attend) do it.
+    fn in_memory(&mut self, layer: usize, tokens: usize) -> Option<KvMemory<'_>> {
+        let _ = (layer, tokens);
+        None
     }
 
     /// The first `padding[b]` positions of row `b` are padding: no query sees them. Set before the first append.

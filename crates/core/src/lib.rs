@@ -48,7 +48,7 @@ pub use draft::{Draft, Drafter, DrafterEntry, Target};
 pub use error::{Error, Result};
 pub use index::{IndexMut, OrderedIndex, PointIndex};
 #[cfg(feature = "tensor")]
-pub use kv::{AttendSpec, KvStore};
+pub use kv::{AttendSpec, KvMemory, KvStore};
 #[cfg(feature = "tensor")]
 pub use lm::{AttentionInputs, Decoding, LanguageModel, OutputHead, ParameterMut, Replay};
 #[cfg(feature = "tensor")]

@@ -13,6 +13,7 @@
 //! # Ok::<(), kindling_core::sampling::SamplingError>(())
 //! ```
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use rand_chacha::ChaCha8Rng;
@@ -132,12 +133,14 @@ impl Sampler {
     /// [`SamplingError`] if a logit is NaN or +infinity, if none is above −infinity, or if the history names a token
     /// that has no logit.
     pub fn sample(&self, logits: &mut [f32], history: &[u32], request: u64, position: u64) -> Result<u32> {
-        self.process(logits, history)?;
-        if self.is_greedy() {
-            return argmax(logits);
-        }
-        let probabilities = softmax(logits);
-        Ok(draw(&probabilities, uniform(&mut self.rng(request, position))))
+        SCRATCH.with_borrow_mut(|scratch| {
+            self.process_with(logits, history, scratch)?;
+            if self.is_greedy() {
+                return argmax(logits);
+            }
+            softmax_into(logits, &mut scratch.probabilities);
+            Ok(draw(&scratch.probabilities, uniform(&mut self.rng(request, position))))
+        })
     }
 
     /// Applies the processors: dropped tokens become −infinity. A greedy sampler applies the repetition penalty only.
@@ -145,13 +148,17 @@ impl Sampler {
     /// # Errors
     /// As [`sample`](Self::sample).
     pub fn process(&self, logits: &mut [f32], history: &[u32]) -> Result<()> {
+        SCRATCH.with_borrow_mut(|scratch| self.process_with(logits, history, scratch))
+    }
+
+    fn process_with(&self, logits: &mut [f32], history: &[u32], scratch: &mut Scratch) -> Result<()> {
         check_logits(logits)?;
-        penalise(logits, history, self.config.repetition_penalty)?;
+        penalise(logits, history, self.config.repetition_penalty, &mut scratch.seen)?;
         if !self.is_greedy() {
             scale(logits, self.config.temperature);
-            keep_top_k(logits, self.config.top_k);
-            keep_top_p(logits, self.config.top_p);
-            keep_min_p(logits, self.config.min_p);
+            keep_top_k(logits, self.config.top_k, &mut scratch.sorted);
+            keep_top_p(logits, self.config.top_p, scratch);
+            keep_min_p(logits, self.config.min_p, &mut scratch.probabilities);
         }
         Ok(())
     }
@@ -192,11 +199,30 @@ pub fn argmax(logits: &[f32]) -> Result<u32> {
 
 /// Probabilities of `logits`, computed in f64. At least one logit must be finite.
 pub fn softmax(logits: &[f32]) -> Vec<f64> {
+    let mut weights = Vec::new();
+    softmax_into(logits, &mut weights);
+    weights
+}
+
+fn softmax_into(logits: &[f32], weights: &mut Vec<f64>) {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let mut weights: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).collect();
+    weights.clear();
+    weights.extend(logits.iter().map(|&logit| (f64::from(logit) - largest).exp()));
     let total: f64 = weights.iter().sum();
     weights.iter_mut().for_each(|weight| *weight /= total);
-    weights
+}
+
+/// What choosing a token writes on the way. One for each thread: a token is chosen in every step, and asks for no memory.
+#[derive(Default)]
+struct Scratch {
+    probabilities: Vec<f64>,
+    sorted: Vec<f32>,
+    order: Vec<u32>,
+    seen: Vec<bool>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// The token at `point` in [0, 1) of the cumulative `probabilities`, in order of ids. Never one of probability 0.
@@ -245,12 +271,13 @@ fn check_logits(logits: &[f32]) -> Result<f32> {
     }
 }
 
-fn penalise(logits: &mut [f32], history: &[u32], penalty: f32) -> Result<()> {
+fn penalise(logits: &mut [f32], history: &[u32], penalty: f32, seen: &mut Vec<bool>) -> Result<()> {
     if penalty == 1.0 {
         return Ok(());
     }
     // A token is penalised once, however often it occurred.
-    let mut seen = vec![false; logits.len()];
+    seen.clear();
+    seen.resize(logits.len(), false);
     for &token in history {
         let vocab = logits.len();
         let logit = logits.get_mut(token as usize).ok_or(SamplingError::History { token, vocab })?;
@@ -270,27 +297,29 @@ fn scale(logits: &mut [f32], temperature: f32) {
     logits.iter_mut().for_each(|logit| *logit = (*logit - largest) / temperature);
 }
 
-fn keep_top_k(logits: &mut [f32], k: usize) {
+fn keep_top_k(logits: &mut [f32], k: usize, sorted: &mut Vec<f32>) {
     if k == 0 || k >= logits.len() {
         return;
     }
-    let mut sorted = logits.to_vec();
+    sorted.clear();
+    sorted.extend_from_slice(logits);
     let (_, &mut smallest, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     drop_where(logits, |_, logit| logit < smallest);
 }
 
-fn keep_top_p(logits: &mut [f32], p: f32) {
+fn keep_top_p(logits: &mut [f32], p: f32, Scratch { probabilities, order, .. }: &mut Scratch) {
     if p >= 1.0 {
         return;
     }
-    let probabilities = softmax(logits);
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_unstable_by(|&a, &b| match logits[b].total_cmp(&logits[a]) {
+    softmax_into(logits, probabilities);
+    order.clear();
+    order.extend(0..logits.len() as u32);
+    order.sort_unstable_by(|&a, &b| match logits[b as usize].total_cmp(&logits[a as usize]) {
         Ordering::Equal => a.cmp(&b),
         other => other,
     });
     let mut above = 0.0;
-    for token in order {
+    for token in order.iter().map(|&token| token as usize) {
         if above >= f64::from(p) {
             logits[token] = f32::NEG_INFINITY;
         }
@@ -298,11 +327,11 @@ fn keep_top_p(logits: &mut [f32], p: f32) {
     }
 }
 
-fn keep_min_p(logits: &mut [f32], fraction: f32) {
+fn keep_min_p(logits: &mut [f32], fraction: f32, probabilities: &mut Vec<f64>) {
     if fraction == 0.0 {
         return;
     }
-    let probabilities = softmax(logits);
+    softmax_into(logits, probabilities);
     let largest = probabilities.iter().copied().fold(0.0, f64::max);
     drop_where(logits, |token, _| probabilities[token] < f64::from(fraction) * largest);
 }
@@ -518,7 +547,7 @@ mod tests {
             }
             // The largest logit after the penalty always stays.
             let mut penalised = logits;
-            penalise(&mut penalised, &[0], 1.2).unwrap();
+            penalise(&mut penalised, &[0], 1.2, &mut Vec::new()).unwrap();
             prop_assert!(changed[argmax(&penalised).unwrap() as usize] > OUT);
             let total: f64 = softmax(&changed).iter().sum();
             prop_assert!((total - 1.0).abs() < 1e-9);

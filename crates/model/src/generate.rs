@@ -2,10 +2,13 @@
 
 use kindling_core::KvStore;
 
-use crate::decoder::{Decoder, Wanted};
+use crate::decoder::{Decoder, StepRoom, Wanted, to_host};
 use crate::error::{ModelError, Result};
 use crate::sampling::{Sampler, SamplingConfig};
 use crate::tokenizer::Tokenizer;
+
+/// New tokens that memory is asked for at once.
+const EXPECTED: usize = 4096;
 
 /// A prompt and how to go on from it.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,6 +189,9 @@ pub fn generate(
 
     let padding: Vec<usize> = requests.iter().map(|request| longest - request.prompt.len()).collect();
     let mut kv = model.new_kv();
+    let most = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
+    kv.expect(longest + most.min(EXPECTED));
+    let mut room = StepRoom::default();
     let mut next: Vec<Vec<u32>> = requests
         .iter()
         .zip(&padding)
@@ -193,12 +199,23 @@ pub fn generate(
         .collect();
     let mut prefilled = false;
     while rows.iter().any(|row| row.finish.is_none()) {
-        let logits = step(model, &next, &padding, &mut kv)?;
+        // A single text goes on without tensors where it can.
+        let stepped = match next.as_slice() {
+            [row] if prefilled => model.step(row[0], &mut kv, &mut room)?,
+            _ => None,
+        };
+        let mut held;
+        let logits = match stepped {
+            Some(logits) => logits,
+            None => {
+                held = step(model, &next, &padding, &mut kv)?;
+                &mut held
+            }
+        };
         if !std::mem::replace(&mut prefilled, true) && each(Event::Prefilled).is_break() {
             break;
         }
         let vocab = logits.len() / rows.len();
-        let mut logits = logits;
         for (index, (row, logits)) in rows.iter_mut().zip(logits.chunks_exact_mut(vocab)).enumerate() {
             // A finished row keeps its place in the batch; what it computes is not used.
             let id = match row.finish {
@@ -214,7 +231,8 @@ pub fn generate(
                     id
                 }
             };
-            next[index] = vec![id];
+            next[index].clear();
+            next[index].push(id);
         }
         if each(Event::Step(rows.iter().filter(|row| row.finish.is_none()).count())).is_break() {
             break;
@@ -225,8 +243,7 @@ pub fn generate(
 
 /// Logits of the last position of every row, row after row.
 fn step(model: &Decoder, ids: &[Vec<u32>], padding: &[usize], kv: &mut dyn KvStore) -> Result<Vec<f32>> {
-    let logits = model.forward(ids, padding, kv, Wanted::LastLogits)?;
-    logits.into_data().try_to_vec::<f32>().map_err(|error| ModelError::Input(format!("logits: {error:?}")))
+    to_host(model.forward(ids, padding, kv, Wanted::LastLogits)?)
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ pub mod tasks;
 pub mod tokenizer;
 
 #[cfg(feature = "tensor")]
-pub use decoder::{Decoder, DecoderBlock, ModelFiles, Wanted};
+pub use decoder::{Decoder, DecoderBlock, ModelFiles, StepRoom, Wanted};
 #[cfg(feature = "tensor")]
 pub use error::{ModelError, Result};
 #[cfg(feature = "tensor")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, s};
 use kindling_core::draft::{Input, Logits};
-use kindling_core::{AttendSpec, Error, KvStore, Result, Target};
+use kindling_core::{AttendSpec, Error, KvMemory, KvStore, Result, Target};
 
 use crate::decoder::Decoder;
 use crate::error::ModelError;
@@ -109,10 +109,7 @@ impl Target for Session {
             // Some layers may have the new positions already.
             parts.iter().zip(held).try_for_each(|(part, held)| self.texts[part.text].truncate(held))?;
         }
-        let logits = logits.map_err(failed)?;
-        let [_, vocab] = logits.dims();
-        let values = logits.into_data().try_to_vec::<f32>();
-        Ok(Logits { values: values.map_err(|error| Error::Invalid(format!("logits: {error:?}")))?, vocab })
+        Ok(Logits { values: logits.map_err(failed)?, vocab: self.vocab_size() })
     }
 
     fn keep(&mut self, text: usize, from: usize, rows: &[usize]) -> Result<()> {
@@ -166,6 +163,12 @@ impl KvStore for Ragged<'_> {
             });
         }
         Ok(if outputs.len() == 1 { outputs.remove(0) } else { Tensor::cat(outputs, 2) })
+    }
+
+    fn in_memory(&mut self, layer: usize, tokens: usize) -> Option<KvMemory<'_>> {
+        let [part] = self.parts else { return None };
+        let parents = part.parents.as_deref();
+        self.texts[part.text].in_memory(layer, tokens).map(|memory| KvMemory { parents, ..memory })
     }
 
     fn truncate(&mut self, _: usize) -> Result<()> {

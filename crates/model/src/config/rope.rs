@@ -137,6 +137,14 @@ impl RopeSpec {
         Ok(Self { dim, theta, kind })
     }
 
+    /// Texts of which lengths have the same frequencies: those of which this gives the same.
+    pub fn length_class(&self, len: usize) -> usize {
+        match self.kind {
+            RopeKind::Dynamic { original, .. } => len.max(original as usize),
+            _ => 0,
+        }
+    }
+
     /// Angle per position of every pair of dimensions, for a text of `len` positions, and the factor on cos and sin.
     pub fn frequencies(&self, len: usize) -> (Vec<f64>, f64) {
         let dim = self.dim as f64;

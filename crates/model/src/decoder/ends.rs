@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 use kindling_core::{OutputHead, ParameterMut};
-use kindling_tensor_backend::formats::{Half, Weight};
+use kindling_tensor_backend::formats::{Half, Host, Weight};
 use kindling_tensor_backend::kernels::Arithmetic;
 use kindling_tensor_backend::ops::{on_flex, product};
 
@@ -60,6 +60,13 @@ impl OutputMatrix {
             OutputMatrix::Held(weight) => weight.bytes(),
         }
     }
+}
+
+/// What [`Ends::to_host`] gives.
+pub(super) struct HostEnds {
+    pub(super) embedding: Host,
+    pub(super) norm: (Vec<f32>, f32),
+    pub(super) output: Host,
 }
 
 /// Embedding and head.
@@ -126,6 +133,23 @@ impl Ends {
             Table::Half(half) => half.rows(&ids.concat(), device),
         };
         Ok(scaled(x.reshape([rows, tokens, spec.hidden_size]), spec))
+    }
+
+    /// Embedding, last norm and output matrix without tensors, where all three can do so.
+    pub(super) fn to_host(&self) -> Option<HostEnds> {
+        let full = |matrix: &Tensor<2>| Host::of_matrix(matrix);
+        let embedding = match &self.embedding {
+            Table::Full(matrix) => full(matrix)?,
+            Table::Half(half) => Host::of(&Weight::Half(half.clone()))?,
+        };
+        let output = match &self.output {
+            None => embedding.clone(),
+            Some(OutputMatrix::Full(matrix)) => full(matrix)?,
+            Some(OutputMatrix::Held(weight)) => Host::of(weight)?,
+        };
+        // Tensors cap logits by another tangent.
+        self.softcap.is_none().then_some(())?;
+        Some(HostEnds { embedding, norm: self.norm.to_host()?, output })
     }
 
     /// Last norm and output matrix, dense.

@@ -7,6 +7,7 @@ mod attention;
 mod block;
 mod ends;
 mod experts;
+mod host;
 mod load;
 mod mlp;
 mod norm;
@@ -15,7 +16,7 @@ mod rotary;
 mod stack;
 mod train;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use burn::tensor::{Device, Int, Tensor, TensorData, s};
 use kindling_core::{KvStore, Tap};
@@ -23,11 +24,13 @@ use rayon::prelude::*;
 
 pub use block::DecoderBlock;
 pub use ends::{Ends, Head};
+pub use host::StepRoom;
 pub use load::ModelFiles;
 pub use norm::RmsNorm;
 pub use projection::Projection;
 pub use rotary::Rotary;
 
+use self::host::HostDecoder;
 use crate::config::Spec;
 use crate::error::{ModelError, Result};
 use crate::kv::DenseKv;
@@ -63,6 +66,9 @@ pub struct Decoder {
     device: Device,
     /// The angles of the last length that was trained on.
     angles: Mutex<Option<(usize, Rotary)>>,
+    /// For a few tokens at a time, once the model is ready to run, where it can do without tensors.
+    host: Option<Arc<HostDecoder>>,
+    room: Mutex<StepRoom>,
 }
 
 /// What a forward pass should return.
@@ -78,7 +84,15 @@ impl Clone for Decoder {
     /// A second model; weights are shared until one of the two replaces them.
     fn clone(&self) -> Self {
         let (spec, ends, blocks) = (self.spec.clone(), self.ends.clone(), self.blocks.clone());
-        Self { spec, ends, blocks, device: self.device.clone(), angles: Mutex::default() }
+        Self {
+            spec,
+            ends,
+            blocks,
+            device: self.device.clone(),
+            angles: Mutex::default(),
+            host: self.host.clone(),
+            room: Mutex::default(),
+        }
     }
 }
 
@@ -88,7 +102,15 @@ impl Decoder {
         let blocks = (0..files.spec().blocks.len()).into_par_iter().map(|i| files.block(i, device));
         let blocks = blocks.collect::<Result<_>>()?;
         let (spec, ends) = (files.spec().clone(), files.ends(device)?);
-        Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
+        Ok(Self {
+            spec,
+            ends,
+            blocks,
+            device: device.clone(),
+            angles: Mutex::default(),
+            host: None,
+            room: Mutex::default(),
+        })
     }
 
     /// Loads every block of a checkpoint to run it: packed weights are laid out for the device; on the processor pruned ones,
@@ -104,7 +126,17 @@ impl Decoder {
         let blocks = (0..files.spec().blocks.len()).into_par_iter().map(block).collect::<Result<_>>()?;
         let (spec, mut ends) = (files.spec().clone(), files.ends(device)?);
         ends.prepare()?;
-        Ok(Self { spec, ends, blocks, device: device.clone(), angles: Mutex::default() })
+        let mut model = Self {
+            spec,
+            ends,
+            blocks,
+            device: device.clone(),
+            angles: Mutex::default(),
+            host: None,
+            room: Mutex::default(),
+        };
+        model.host = HostDecoder::of(&model).map(Arc::new);
+        Ok(model)
     }
 
     /// Does to a model of [`load_dense`](Self::load_dense) what [`load`](Self::load) does. Adapters must be there before.
@@ -115,7 +147,9 @@ impl Decoder {
             block.stack(device);
             Ok::<_, ModelError>(())
         })?;
-        self.ends.prepare()
+        self.ends.prepare()?;
+        self.host = HostDecoder::of(self).map(Arc::new);
+        Ok(())
     }
 
     /// What the model computes.
@@ -137,6 +171,7 @@ impl Decoder {
         if kept.is_empty() || kept.iter().any(|&i| i >= count) {
             return Err(ModelError::Input(format!("blocks {kept:?}: the model has blocks 0 to {}", count - 1)));
         }
+        self.host = None;
         self.blocks = kept.iter().map(|&i| self.blocks[i].clone()).collect();
         self.spec.blocks = kept.iter().map(|&i| self.spec.blocks[i].clone()).collect();
         Ok(())
@@ -149,6 +184,7 @@ impl Decoder {
 
     /// The blocks, to change their weights.
     pub fn blocks_mut(&mut self) -> &mut [DecoderBlock] {
+        self.host = None;
         &mut self.blocks
     }
 
@@ -182,16 +218,19 @@ impl Decoder {
     }
 
     /// Runs tokens of several texts as one row, each at its place `(position, length of its text)`, and gives the logits
-    /// `[wanted, vocabulary]` after the tokens at `wanted`. `kv` knows which token belongs to which text.
+    /// `[wanted, vocabulary]` after the tokens at `wanted`, row after row. `kv` knows which token belongs to which text.
     pub(crate) fn forward_at(
         &self,
         ids: Vec<u32>,
         places: &[(usize, usize)],
         kv: &mut dyn KvStore,
         wanted: &[usize],
-    ) -> Result<Tensor<2>> {
+    ) -> Result<Vec<f32>> {
         let ids = [ids];
         let tokens = check_rows(&ids, self.spec.vocab_size)?;
+        if let Some(logits) = self.without_tensors(&ids[0], places, kv, wanted)? {
+            return Ok(logits);
+        }
         let rotary = Rotary::at(&self.spec.rope, places, &self.device);
         let mut x = self.ends.embed(&ids, &self.spec, &self.device)?;
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -201,7 +240,7 @@ impl Decoder {
             let rows: Vec<i32> = wanted.iter().map(|&row| row as i32).collect();
             x = x.select(1, Tensor::<1, Int>::from_data(TensorData::new(rows, [wanted.len()]), &self.device));
         }
-        Ok(self.ends.logits(self.ends.norm(x))?.squeeze_dim(0))
+        to_host(self.ends.logits(self.ends.norm(x))?)
     }
 
     /// As [`Decoder::forward`] over a fresh store, with the input of every block and the normed output of the last:
@@ -210,6 +249,21 @@ impl Decoder {
         let mut hidden = Vec::with_capacity(self.blocks.len() + 1);
         let logits = self.run(ids, &[], &mut self.new_kv(), Wanted::AllLogits, Some(&mut hidden))?;
         Ok((logits, hidden))
+    }
+
+    /// Logits `[wanted, vocabulary]`, where the model, the device and the store can do without tensors on the way.
+    fn without_tensors(
+        &self,
+        ids: &[u32],
+        places: &[(usize, usize)],
+        kv: &mut dyn KvStore,
+        wanted: &[usize],
+    ) -> Result<Option<Vec<f32>>> {
+        let Some(host) = &self.host else { return Ok(None) };
+        // Whoever comes second at the same time asks for memory anew.
+        let (mut own, mut held) = (StepRoom::default(), self.room.try_lock());
+        let room = held.as_deref_mut().unwrap_or(&mut own);
+        Ok(host.forward(ids, places, kv, wanted, room)?.is_some().then(|| room.take_logits()))
     }
 
     fn run(
@@ -224,6 +278,14 @@ impl Decoder {
         let start = kv.len(0);
         if start == 0 {
             kv.set_padding(padding.to_vec());
+        }
+        if let ([row], true, None) = (ids, padding.is_empty(), &hidden) {
+            let places: Vec<(usize, usize)> = (start..start + tokens).map(|at| (at, start + tokens)).collect();
+            let rows: Vec<usize> = (if wanted == Wanted::LastLogits { tokens - 1 } else { 0 }..tokens).collect();
+            if let Some(logits) = self.without_tensors(row, &places, kv, &rows)? {
+                let shape = [1, rows.len(), self.spec.vocab_size];
+                return Ok(Tensor::from_data(TensorData::new(logits, shape), &self.device));
+            }
         }
         let rotary = Rotary::new(&self.spec.rope, start, tokens, padding, &self.device);
         let mut x = self.ends.embed(ids, &self.spec, &self.device)?;
@@ -255,6 +317,12 @@ pub(crate) fn check_rows(ids: &[Vec<u32>], vocab: usize) -> Result<usize> {
         Some(id) => Err(ModelError::Input(format!("token id {id} is outside the vocabulary of {vocab}"))),
         None => Ok(tokens),
     }
+}
+
+/// All values, row after row.
+pub(crate) fn to_host(logits: Tensor<3>) -> Result<Vec<f32>> {
+    let values = logits.into_data().try_into_vec::<f32>();
+    values.map_err(|error| ModelError::Input(format!("logits: {error:?}")))
 }
 
 /// Rows of ids as one tensor.

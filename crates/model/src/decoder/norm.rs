@@ -29,6 +29,11 @@ impl RmsNorm {
         &mut self.gain
     }
 
+    /// The factors, and what is added to the mean square, off the device.
+    pub(super) fn to_host(&self) -> Option<(Vec<f32>, f32)> {
+        Some((self.gain.clone().into_data().try_into_vec::<f32>().ok()?, self.eps as f32))
+    }
+
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
         self.gain.dims()[0] * 4

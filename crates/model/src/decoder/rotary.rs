@@ -60,7 +60,7 @@ impl Rotary {
 }
 
 /// Adds the cosines and sines of a position.
-fn turn(position: usize, frequencies: &[f64], factor: f64, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+pub(super) fn turn(position: usize, frequencies: &[f64], factor: f64, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
     for &frequency in frequencies {
         // Transformers multiplies in f32: the product is rounded before its cosine is taken.
         let angle = f64::from(position as f32 * frequency as f32);

@@ -5,8 +5,11 @@ use kindling_core::{LayerShape, Role};
 use kindling_tensor_backend::formats::Weight;
 use kindling_tensor_backend::kernels::Arithmetic;
 
+use std::sync::Arc;
+
 use super::attention::Inputs;
 use super::block::{DecoderBlock, Mlp};
+use super::host::HostDecoder;
 use super::mlp::GateUp;
 use super::{Decoder, Projection};
 
@@ -17,6 +20,9 @@ impl Decoder {
         self.ends.set_arithmetic(arithmetic);
         for projection in self.blocks.iter_mut().flat_map(DecoderBlock::projections_mut) {
             projection.weight.set_arithmetic(arithmetic);
+        }
+        if self.host.is_some() {
+            self.host = HostDecoder::of(self).map(Arc::new);
         }
     }
 }

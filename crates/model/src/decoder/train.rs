@@ -58,6 +58,7 @@ impl LanguageModel for Decoder {
 
     /// The router of an expert layer is not among them: its choice is made on the host.
     fn parameters_mut(&mut self) -> Vec<(String, ParameterMut<'_>)> {
+        self.host = None;
         let mut list = self.ends.parameters_mut();
         for (i, (block, spec)) in self.blocks.iter_mut().zip(&self.spec.blocks).enumerate() {
             block.parameters_mut(&block_prefix(i), &spec.norms, &mut list);

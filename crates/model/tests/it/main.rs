@@ -7,4 +7,5 @@ mod decoding;
 mod gpu;
 mod parity;
 mod session;
+mod steps;
 mod stories;

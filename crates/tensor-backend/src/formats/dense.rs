@@ -39,6 +39,12 @@ impl Dense {
         [outputs, inputs]
     }
 
+    /// `[in, out]`.
+    #[cfg(feature = "flex")]
+    pub(super) fn transposed(&self) -> &Tensor<2> {
+        &self.transposed
+    }
+
     /// The tensor `[in, out]` itself, to train it.
     pub fn transposed_mut(&mut self) -> &mut Tensor<2> {
         &mut self.transposed

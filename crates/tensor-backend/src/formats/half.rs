@@ -28,6 +28,11 @@ impl Half {
         HalfRows::stacked(&parts).map(|rows| Self(Arc::new(rows)))
     }
 
+    /// The kernel's matrix.
+    pub(super) fn held(&self) -> &Arc<HalfRows> {
+        &self.0
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         self.0.shape()

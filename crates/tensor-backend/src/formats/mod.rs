@@ -7,6 +7,7 @@ mod adapted;
 mod bitmask;
 mod dense;
 mod half;
+mod host;
 mod packed;
 #[cfg(feature = "cube")]
 mod resident;
@@ -17,6 +18,7 @@ pub use adapted::Adapted;
 pub use bitmask::Bitmask;
 pub use dense::Dense;
 pub use half::Half;
+pub use host::{Host, MOST_ROWS};
 pub use packed::{Packed, Scales};
 #[cfg(feature = "cube")]
 pub use resident::Resident;

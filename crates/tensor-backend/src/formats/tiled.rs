@@ -69,6 +69,16 @@ impl Tiled {
         Some(Self { tiles: Arc::new(pruned.unwrap_or(tiles)), arithmetic, name })
     }
 
+    /// The kernel's matrix.
+    pub(super) fn held(&self) -> &Arc<Tiles> {
+        &self.tiles
+    }
+
+    /// Whether there are kernels for it on this processor.
+    pub(super) fn has_kernels(&self) -> bool {
+        has_kernels(self.arithmetic)
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         self.tiles.shape()

@@ -37,6 +37,8 @@ pub struct Activations {
     pub(super) sums: Vec<f32>,
     /// Of every group, input by input, row by row: values of [`Arithmetic::F32`].
     pub(super) values: Vec<f32>,
+    /// A row in its order, padded.
+    padded: Vec<f32>,
 }
 
 impl Activations {
@@ -45,35 +47,54 @@ impl Activations {
         self.cols.div_ceil(BLOCK)
     }
 
+    /// No rows yet.
+    pub fn empty() -> Self {
+        let (arithmetic, padded) = (Arithmetic::Int8, vec![]);
+        Self { arithmetic, rows: 0, cols: 0, codes: vec![], scales: vec![], sums: vec![], values: vec![], padded }
+    }
+
     /// Takes rows `[rows, cols]`; `order` says which input comes at each place, where a weight has its inputs in an order of
     /// its own.
+    ///
+    /// # Panics
+    /// If `x` is not so many rows.
     pub fn new(x: &[f32], rows: usize, cols: usize, order: Option<&[u32]>, arithmetic: Arithmetic) -> Self {
+        let mut made = Self::empty();
+        made.set(x, rows, cols, order, arithmetic);
+        made
+    }
+
+    /// As [`new`](Self::new), in the memory of what was held before.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn set(&mut self, x: &[f32], rows: usize, cols: usize, order: Option<&[u32]>, arithmetic: Arithmetic) {
         assert_eq!(x.len(), rows * cols, "inputs");
+        (self.arithmetic, self.rows, self.cols) = (arithmetic, rows, cols);
         let blocks = cols.div_ceil(BLOCK);
         // A last group with fewer rows is as narrow as it is: nothing is computed for rows that are not there.
         let places = rows * blocks;
-        let mut made = Self { arithmetic, rows, cols, codes: vec![], scales: vec![], sums: vec![], values: vec![] };
         match arithmetic {
             Arithmetic::Int8 => {
-                made.codes = vec![[0; 4]; places * BLOCK / 4];
-                made.scales = vec![0.0; places];
-                made.sums = vec![0.0; places];
+                self.codes.resize(places * BLOCK / 4, [0; 4]);
+                self.scales.resize(places, 0.0);
+                self.sums.resize(places, 0.0);
             }
-            Arithmetic::F32 => made.values = vec![0.0; places * BLOCK],
+            Arithmetic::F32 => self.values.resize(places * BLOCK, 0.0),
         }
         // Groups are apart in every buffer, so threads can fill them.
         let per_group = TOGETHER * blocks;
-        let (codes, scales, sums, values) = (&mut made.codes, &mut made.scales, &mut made.sums, &mut made.values);
-        let fill = |group: usize, mut places: Places<'_>| {
+        let (codes, scales, sums, values) = (&mut self.codes, &mut self.scales, &mut self.sums, &mut self.values);
+        let fill = |padded: &mut Vec<f32>, group: usize, mut places: Places<'_>| {
             let first = group * TOGETHER;
             let width = TOGETHER.min(rows - first);
-            let mut padded = Vec::new();
             for row in 0..width {
                 let source = &x[(first + row) * cols..][..cols];
                 if order.is_none() && cols.is_multiple_of(BLOCK) {
                     places.put(width, row, source.as_chunks().0);
                     continue;
                 }
+                padded.clear();
                 padded.resize(blocks * BLOCK, 0.0);
                 match order {
                     None => padded[..cols].copy_from_slice(source),
@@ -82,21 +103,28 @@ impl Activations {
                 places.put(width, row, padded.as_chunks().0);
             }
         };
+        if rows <= TOGETHER {
+            let places = match arithmetic {
+                Arithmetic::Int8 => Places::Int8 { codes, scales, sums },
+                Arithmetic::F32 => Places::F32(values),
+            };
+            return fill(&mut self.padded, 0, places);
+        }
         match arithmetic {
             Arithmetic::Int8 => {
                 let codes = codes.par_chunks_mut((per_group * BLOCK / 4).max(1));
                 let scales = scales.par_chunks_mut(per_group.max(1));
                 let sums = sums.par_chunks_mut(per_group.max(1));
-                codes.zip(scales).zip(sums).enumerate().for_each(|(group, ((codes, scales), sums))| {
-                    fill(group, Places::Int8 { codes, scales, sums });
+                let groups = codes.zip(scales).zip(sums).enumerate();
+                groups.for_each_init(Vec::new, |padded, (group, ((codes, scales), sums))| {
+                    fill(padded, group, Places::Int8 { codes, scales, sums });
                 });
             }
             Arithmetic::F32 => {
-                let values = values.par_chunks_mut((per_group * BLOCK).max(1));
-                values.enumerate().for_each(|(group, values)| fill(group, Places::F32(values)));
+                let groups = values.par_chunks_mut((per_group * BLOCK).max(1)).enumerate();
+                groups.for_each_init(Vec::new, |padded, (group, values)| fill(padded, group, Places::F32(values)));
             }
         }
-        made
     }
 
     /// What a kernel sees of rows `first..`: its group begins at a multiple of [`TOGETHER`].

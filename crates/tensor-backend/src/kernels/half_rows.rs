@@ -7,12 +7,15 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::columns::Columns;
 use super::pages::Pages;
 use crate::ops::simd::{LANES, mul_add, total, vectorised};
 use crate::ops::tile::{Mat, product};
 
 /// Bytes of weights that a thread takes at a time at least.
 const PART: usize = 1 << 16;
+/// From so many bytes, times rows, on threads share the work: below, waking them takes longer.
+const SHARED: usize = 1 << 20;
 /// Up to so many rows of inputs reading the matrix takes longer than multiplying it.
 const FEW_ROWS: usize = 32;
 /// Outputs that are unfolded at a time.
@@ -123,26 +126,40 @@ impl HalfRows {
         if n > FEW_ROWS {
             return self.by_slabs(x, n);
         }
-        // Part by part, so that threads write apart; put in order below.
-        let per_part = PART.div_ceil(2 * self.cols).max(1);
-        let multiply = |(out, weights): (&mut [f32], &[u16])| match self.kind {
+        self.few_rows(x, n, &mut out);
+        out
+    }
+
+    /// As [`product`](Self::product) of at most 32 rows, written to `out`. One row asks for no memory.
+    ///
+    /// # Panics
+    /// If `x` and `out` are not `n` rows, or more than these.
+    pub fn few_rows(&self, x: &[f32], n: usize, out: &mut [f32]) {
+        assert_eq!([x.len(), out.len()], [n * self.cols, n * self.rows], "inputs and outputs");
+        assert!(n <= FEW_ROWS, "{n} rows are many");
+        if self.cols == 0 {
+            return out.fill(0.0);
+        }
+        let per_part = (PART / n.max(1)).div_ceil(2 * self.cols).max(1);
+        let shared = n * self.bytes() >= SHARED;
+        Columns::share(out, n, per_part, shared, |part, mut columns| {
+            let weights = &self.values[part * per_part * self.cols..][..columns.width() * self.cols];
+            if n == 1 {
+                return self.few(weights, x, columns.row(0, 0));
+            }
+            let mut sums = vec![0.0; n * columns.width()];
+            self.few(weights, x, &mut sums);
+            for (row, sums) in sums.chunks_exact(columns.width()).enumerate() {
+                columns.row(row, 0).copy_from_slice(sums);
+            }
+        });
+    }
+
+    fn few(&self, weights: &[u16], x: &[f32], out: &mut [f32]) {
+        match self.kind {
             HalfType::BF16 => few::<true>(weights, self.cols, x, out),
             HalfType::F16 => few::<false>(weights, self.cols, x, out),
-        };
-        let weights = self.values.par_chunks(per_part * self.cols);
-        if n == 1 {
-            out.par_chunks_mut(per_part).zip(weights).for_each(multiply);
-            return out;
         }
-        let mut parts = vec![0.0; n * self.rows];
-        parts.par_chunks_mut(n * per_part).zip(weights).for_each(multiply);
-        for (part, sums) in parts.chunks(n * per_part).enumerate() {
-            let rows = sums.len() / n;
-            for (out, sums) in out.chunks_mut(self.rows).zip(sums.chunks(rows)) {
-                out[part * per_part..][..rows].copy_from_slice(sums);
-            }
-        }
-        out
     }
 
     fn by_slabs(&self, x: &[f32], n: usize) -> Vec<f32> {
@@ -180,8 +197,9 @@ fn few<const BF16: bool>(weights: &[u16], cols: usize, x: &[f32], out: &mut [f32
             // SAFETY: the instructions are there; the slices are checked where they are read.
             first += unsafe {
                 match n - first {
-                    4.. => avx512::few::<4, BF16>(weights, cols, x, out),
-                    2.. => avx512::few::<2, BF16>(weights, cols, x, out),
+                    // A fourth row that is not there costs less than reading the weights twice.
+                    3.. => avx512::few::<4, BF16>(weights, cols, x, out),
+                    2 => avx512::few::<2, BF16>(weights, cols, x, out),
                     _ => avx512::few::<1, BF16>(weights, cols, x, out),
                 }
             };
@@ -218,9 +236,9 @@ mod avx512 {
         }
     }
 
-    /// `R` rows of inputs (4, 2 or 1) with all rows of weights, sixteen sums at a time: each weight and each input is read
+    /// `R` rows of inputs (4, 2 or 1; the last one stands in for those that are missing) with all rows of weights, sixteen sums at a time: each weight and each input is read
     /// once for several sums, whose lanes are added up together. A row's sums do not depend on `R`. `out` is as in
-    /// [`few`](super::few). Gives `R`.
+    /// [`few`](super::few). Gives how many rows there were.
     ///
     /// # Safety
     /// The processor has AVX-512F.
@@ -231,8 +249,9 @@ mod avx512 {
         x: &[f32],
         out: &mut [f32],
     ) -> usize {
-        let rows = weights.len() / cols;
-        assert!((R == 1 || R == 2 || R == 4) && x.len() >= R * cols && out.len() >= R * rows, "rows and sums");
+        let (rows, there) = (weights.len() / cols, R.min(x.len() / cols));
+        assert!((R == 1 || R == 2 || R == 4) && there > 0 && out.len() >= there * rows, "rows and sums");
+        let start = |r: usize| r.min(there - 1) * cols;
         let per_step = TOGETHER / R;
         let (whole, tail) = (cols - cols % LANES, ((1u32 << (cols % LANES)) - 1) as __mmask16);
         for first in (0..rows).step_by(per_step) {
@@ -246,7 +265,7 @@ mod avx512 {
                     for at in (0..whole).step_by(LANES) {
                         let mut inputs = [_mm512_setzero_ps(); R];
                         for (r, input) in inputs.iter_mut().enumerate() {
-                            *input = _mm512_loadu_ps(x.as_ptr().add(r * cols + at));
+                            *input = _mm512_loadu_ps(x.as_ptr().add(start(r) + at));
                         }
                         for j in part.clone() {
                             let weight = wide::<BF16>(_mm256_loadu_si256(weights.as_ptr().add(row(j) + at).cast()));
@@ -258,7 +277,7 @@ mod avx512 {
                     if tail != 0 {
                         let mut inputs = [_mm512_setzero_ps(); R];
                         for (r, input) in inputs.iter_mut().enumerate() {
-                            *input = _mm512_maskz_loadu_ps(tail, x.as_ptr().add(r * cols + whole));
+                            *input = _mm512_maskz_loadu_ps(tail, x.as_ptr().add(start(r) + whole));
                         }
                         for j in part {
                             let mut last = [0u16; LANES];
@@ -275,11 +294,11 @@ mod avx512 {
             // SAFETY: 64 bytes of the array.
             unsafe { _mm512_storeu_ps(found.as_mut_ptr(), across(&sums)) };
             let here = per_step.min(rows - first);
-            for (out, found) in out.chunks_mut(rows).zip(found.chunks(per_step)).take(R) {
+            for (out, found) in out.chunks_mut(rows).zip(found.chunks(per_step)).take(there) {
                 out[first..first + here].copy_from_slice(&found[..here]);
             }
         }
-        R
+        there
     }
 }
 

@@ -14,6 +14,7 @@
 //! numbers, interleaved rows), Wei et al., "T-MAC", arXiv 2407.00088 (tables in registers).
 
 pub mod activations;
+mod columns;
 mod half_rows;
 pub(crate) mod pages;
 pub mod tiles;

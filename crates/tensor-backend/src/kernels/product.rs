@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::activations::{Activations, Arithmetic, TOGETHER};
+use super::columns::Columns;
 #[cfg(target_arch = "aarch64")]
 use super::neon;
 use super::scalar;
@@ -12,6 +13,8 @@ use super::{avx2, avx512, avx512::Unfolded};
 
 /// Bytes of weights that a thread takes at a time at least.
 const PART: usize = 1 << 16;
+/// From so many bytes, times rows, on threads share the work: below, waking them takes longer.
+const SHARED: usize = 1 << 20;
 /// Rows of inputs that a thread takes at a time where there are many: their codes stay in the caches.
 const ROWS_OF_PART: usize = 256;
 /// Tiles whose outputs are put in place together, a few lines of the cache to a row.
@@ -27,17 +30,17 @@ pub fn product(tiles: &Tiles, x: &Activations, out: &mut [f32]) {
     if out.is_empty() {
         return;
     }
-    let tile_bytes = (tiles.bytes() / tiles.tiles()).max(1);
-    let per_part = PART.div_ceil(tile_bytes).max(1);
-    if x.rows == 1 {
-        out.par_chunks_mut(per_part * ROWS).enumerate().for_each(|(part, out)| {
-            for (i, out) in out.chunks_mut(ROWS).enumerate() {
-                let mut found = [[0.0; ROWS]; 1];
-                one(tiles, part * per_part + i, x, 0, &mut found);
-                out.copy_from_slice(&found[0][..out.len()]);
+    if x.rows <= TOGETHER {
+        // Tiles meet all rows at once.
+        let shared = x.rows * tiles.bytes() >= SHARED;
+        return Columns::share(out, x.rows, tiles_of_part(tiles, x.rows) * ROWS, shared, |part, mut columns| {
+            let first = part * tiles_of_part(tiles, x.rows);
+            let mut found = [[0.0; ROWS]; TOGETHER];
+            for i in 0..columns.width().div_ceil(ROWS) {
+                one(tiles, first + i, x, 0, &mut found);
+                found.iter().take(x.rows).enumerate().for_each(|(row, found)| put(columns.row(row, i * ROWS), found));
             }
         });
-        return;
     }
     let many = Many::new(tiles, x);
     if x.rows >= ROWS_OF_PART / 4 * rayon::current_num_threads() {
@@ -58,31 +61,35 @@ pub fn product(tiles: &Tiles, x: &Activations, out: &mut [f32]) {
                         many.multiply(room, first + i, part * rows + group * TOGETHER, &mut found[i]);
                     }
                     for (row, out) in out.chunks_mut(outputs).enumerate() {
-                        found[..side].iter().enumerate().for_each(|(i, found)| put(out, first + i, &found[row]));
+                        let found = found[..side].iter().enumerate();
+                        found.for_each(|(i, found)| put(&mut out[(first + i) * ROWS..], &found[row]));
                     }
                 }
             }
         });
         return;
     }
-    // Tiles side by side would write to the same rows of the output: they give columns, which are put in place after.
-    let columns: Vec<Vec<[f32; ROWS]>> = (0..tiles.tiles())
-        .into_par_iter()
-        .map_init(
-            || many.room(),
-            |unfolded, tile| {
-                let mut found = vec![[0.0; ROWS]; x.rows];
-                many.unfold(unfolded, tile);
-                for first in (0..x.rows).step_by(TOGETHER) {
-                    many.multiply(unfolded, tile, first, &mut found[first..]);
-                }
-                found
-            },
-        )
-        .collect();
-    out.par_chunks_mut(outputs).enumerate().for_each(|(row, out)| {
-        columns.iter().enumerate().for_each(|(tile, column)| put(out, tile, &column[row]));
+    let per_part = tiles_of_part(tiles, x.rows);
+    Columns::share(out, x.rows, per_part * ROWS, true, |part, mut columns| {
+        let (mut unfolded, mut found) = (many.room(), [[0.0; ROWS]; TOGETHER]);
+        for i in 0..columns.width().div_ceil(ROWS) {
+            many.unfold(&mut unfolded, part * per_part + i);
+            for first in (0..x.rows).step_by(TOGETHER) {
+                many.multiply(&unfolded, part * per_part + i, first, &mut found);
+                let rows = TOGETHER.min(x.rows - first);
+                found[..rows]
+                    .iter()
+                    .enumerate()
+                    .for_each(|(row, found)| put(columns.row(first + row, i * ROWS), found));
+            }
+        }
     });
+}
+
+/// Tiles that a thread takes at a time: [`PART`] bytes of weights, fewer where more rows meet them.
+fn tiles_of_part(tiles: &Tiles, rows: usize) -> usize {
+    let tile_bytes = (tiles.bytes() / tiles.tiles()).max(1);
+    (PART / rows).div_ceil(tile_bytes).max(1)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -146,9 +153,8 @@ fn ask(places: &[f32]) {
     let _ = places;
 }
 
-/// Puts the outputs of a tile into a row; the last tile may reach beyond it.
-fn put(row: &mut [f32], tile: usize, found: &[f32; ROWS]) {
-    let out = &mut row[tile * ROWS..];
+/// Puts the outputs of a tile in place; the last tile may reach beyond the row.
+fn put(out: &mut [f32], found: &[f32; ROWS]) {
     // Of a size that the compiler knows: the move of a register in place of a call.
     match out.first_chunk_mut::<ROWS>() {
         Some(out) => *out = *found,

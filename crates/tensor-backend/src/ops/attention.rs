@@ -237,6 +237,40 @@ pub(super) fn forward(q: &Rows<'_>, k: &Rows<'_>, v: &Rows<'_>, spec: &AttendSpe
     (out, sums)
 }
 
+/// One token of one text: queries `[heads, width]`, output `[heads, value width]`. `room` grows to what `positions` need.
+pub(super) fn one(
+    q: &[f32],
+    k: &Rows<'_>,
+    v: &Rows<'_>,
+    spec: &AttendSpec,
+    positions: usize,
+    room: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let ([_, kv_heads, _, width], value_width) = (k.shape, v.shape[3]);
+    let heads = q.len() / width;
+    let q = Rows::contiguous([1, heads, 1, width], q);
+    let group = heads / kv_heads;
+    let Some(block) = blocks(&q, k, group, spec.window).next() else { return };
+    let keys = block.keys();
+    if room.len() < heads * (width + keys + 1) {
+        // Never written here: of what is not needed yet the system gives nothing.
+        *room = vec![0.0; heads * (width + keys.max(positions) + 1)];
+    }
+    let (queries, rest) = room.split_at_mut(heads * width);
+    let (sums, scores) = rest.split_at_mut(heads);
+    let heads = out.par_chunks_mut(group * value_width).zip(queries.par_chunks_mut(group * width));
+    let heads = heads.zip(scores.par_chunks_mut(group * keys).zip(sums.par_chunks_mut(group)));
+    heads.enumerate().for_each(|(kv, ((out, queries), (scores, sums)))| {
+        gather(&q, 0, kv * group, &block, spec.scale as f32, queries);
+        let (held, stride) = (k.matrix(0, kv, block.first, block.end), k.token_stride());
+        few_rows::dots(queries, held, stride, width, keys, scores);
+        softmax_rows(scores, block, spec.softcap.map(|cap| cap as f32), sums);
+        let (held, stride) = (v.matrix(0, kv, block.first, block.end), v.token_stride());
+        few_rows::sums(scores, held, stride, value_width, keys, out);
+    });
+}
+
 /// Gradients of queries, keys and values, each in the order of [`forward`]'s output.
 pub(super) fn backward(
     [q, k, v]: [&Rows<'_>; 3],

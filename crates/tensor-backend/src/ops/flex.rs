@@ -79,19 +79,70 @@ pub(super) fn cross_entropy(logits: Tensor<2>, labels: Tensor<1, Int>) -> (Tenso
 
 /// Neither is tracked by autodiff.
 pub(super) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    let ([rows, inputs], [_, outputs]) = (x.dims(), weight.dims());
+    let ([rows, _], [_, outputs]) = (x.dims(), weight.dims());
     let flex = |x: Tensor<2>| x.try_into_primitive::<Flex>().expect("the wrapper looked");
-    let (x, weight) = (flex(x).to_contiguous(), flex(weight));
-    let strides = weight.layout().strides().to_vec();
-    let (by_inputs, by_outputs) = ([outputs as isize, 1], [1, inputs as isize]);
-    let weight = if strides == by_inputs || strides == by_outputs { weight } else { weight.to_contiguous() };
-    let held = &weight.storage::<f32>()[weight.layout().start_offset()..][..inputs * outputs];
-    let layout = match strides == by_outputs && strides != by_inputs {
-        true => product_kernel::Layout::Outputs(held),
-        false => product_kernel::Layout::Inputs(held),
-    };
-    let out = product_kernel::forward(values(&x), rows, inputs, outputs, layout);
-    Tensor::from_primitive::<Flex>(tensor(out, Shape::new([rows, outputs])))
+    let (x, weight) = (flex(x).to_contiguous(), HostMatrix::new(flex(weight)));
+    Tensor::from_primitive::<Flex>(tensor(weight.few(values(&x), rows), Shape::new([rows, outputs])))
+}
+
+/// A matrix `[in, out]` of f32 whose memory the product of a few rows reads as it lies.
+#[derive(Debug, Clone)]
+pub struct HostMatrix {
+    weight: FlexTensor,
+    by_outputs: bool,
+}
+
+impl HostMatrix {
+    /// `None` for a tensor that is elsewhere, or tracked by autodiff.
+    pub(crate) fn of(matrix: &Tensor<2>) -> Option<Self> {
+        let here = has_kernels(matrix) && !is_tracked(matrix);
+        here.then(|| Self::new(matrix.clone().try_into_primitive::<Flex>().expect("just looked")))
+    }
+
+    fn new(weight: FlexTensor) -> Self {
+        let (inputs, outputs) = (weight.shape()[0] as isize, weight.shape()[1] as isize);
+        let by_inputs = *weight.layout().strides() == [outputs, 1];
+        let by_outputs = !by_inputs && *weight.layout().strides() == [1, inputs];
+        Self { weight: if by_inputs || by_outputs { weight } else { weight.to_contiguous() }, by_outputs }
+    }
+
+    /// `[out, in]`.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.weight.shape()[1], self.weight.shape()[0]]
+    }
+
+    fn layout(&self) -> product_kernel::Layout<'_> {
+        let [outputs, inputs] = self.shape();
+        let held = &self.weight.storage::<f32>()[self.weight.layout().start_offset()..][..inputs * outputs];
+        match self.by_outputs {
+            true => product_kernel::Layout::Outputs(held),
+            false => product_kernel::Layout::Inputs(held),
+        }
+    }
+
+    fn few(&self, x: &[f32], rows: usize) -> Vec<f32> {
+        let [outputs, inputs] = self.shape();
+        product_kernel::forward(x, rows, inputs, outputs, self.layout())
+    }
+
+    /// `[rows, in]` to `[rows, out]`, for a few rows.
+    pub(crate) fn product(&self, x: &[f32], rows: usize, out: &mut [f32]) {
+        match rows {
+            1 => product_kernel::row(x, self.layout(), out),
+            _ => out.copy_from_slice(&self.few(x, rows)),
+        }
+    }
+
+    /// The weights of output `i`.
+    pub(crate) fn row(&self, i: usize, out: &mut [f32]) {
+        let [outputs, inputs] = self.shape();
+        match self.layout() {
+            product_kernel::Layout::Outputs(held) => out.copy_from_slice(&held[i * inputs..][..inputs]),
+            product_kernel::Layout::Inputs(held) => {
+                out.iter_mut().zip(held[i..].iter().step_by(outputs)).for_each(|(out, x)| *out = *x);
+            }
+        }
+    }
 }
 
 /// Operations that Flex computes in one pass. Inputs are f32.

@@ -12,7 +12,8 @@
 //! | [`attention_tree`] | a mask, and three passes over the scores |
 //! | [`product`] | packing a weight for a few rows |
 //! | [`cross_entropy`] | six passes over `[tokens, vocabulary]` |
-
+//!
+//! [`host`] has those of a decoder's forward pass without tensors around them.
 // Without Flex the kernels have no caller, without autodiff their gradients have none.
 #![cfg_attr(not(all(feature = "flex", feature = "autodiff")), allow(dead_code))]
 
@@ -21,7 +22,8 @@ mod cross_entropy;
 pub(crate) mod few_rows;
 #[cfg(feature = "flex")]
 mod flex;
-mod product;
+pub mod host;
+pub(crate) mod product;
 mod rms_norm;
 mod rotary;
 mod rows;
@@ -40,6 +42,8 @@ use crate::gpu;
 
 pub use attention::attention_reference;
 pub use cross_entropy::cross_entropy_reference;
+#[cfg(feature = "flex")]
+pub use flex::HostMatrix;
 pub use product::product_reference;
 pub use rms_norm::rms_norm_reference;
 pub use rotary::rotary_reference;

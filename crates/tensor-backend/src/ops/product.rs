@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::simd::{LANES, mul_add, total, vectorised};
 
 /// Up to this many rows the kernel is faster than a general product.
-pub(super) const MOST_ROWS: usize = 32;
+pub(crate) const MOST_ROWS: usize = 32;
 /// Rows and columns whose sums are in registers at a time.
 const ROWS: usize = 6;
 const COLUMNS: usize = 32;
@@ -24,16 +24,39 @@ pub fn product_reference(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 
 /// A weight `[in, out]` in memory.
 #[derive(Clone, Copy)]
-pub(super) enum Layout<'a> {
+pub(crate) enum Layout<'a> {
     /// Input by input.
     Inputs(&'a [f32]),
     /// Output by output.
     Outputs(&'a [f32]),
 }
 
+/// One row of inputs.
+pub(crate) fn row(x: &[f32], weight: Layout<'_>, out: &mut [f32]) {
+    let (inputs, outputs) = (x.len(), out.len());
+    let block = |(part, sums): (usize, &mut [f32])| {
+        let (first, columns) = (part * COLUMNS, sums.len());
+        match weight {
+            Layout::Inputs(weight) => by_inputs(x, inputs, &weight[first..], outputs, columns, sums),
+            Layout::Outputs(weight) => {
+                by_outputs(x, inputs, &weight[first * inputs..][..columns * inputs], columns, sums)
+            }
+        }
+    };
+    if inputs * outputs < SHARED {
+        out.chunks_mut(COLUMNS).enumerate().for_each(block);
+    } else {
+        out.par_chunks_mut(COLUMNS).with_min_len(4).enumerate().for_each(block);
+    }
+}
+
 /// `[rows, in] · [in, out]`, row-major.
-pub(super) fn forward(x: &[f32], rows: usize, inputs: usize, outputs: usize, weight: Layout<'_>) -> Vec<f32> {
+pub(crate) fn forward(x: &[f32], rows: usize, inputs: usize, outputs: usize, weight: Layout<'_>) -> Vec<f32> {
     let mut out = vec![0.0; rows * outputs];
+    if rows == 1 {
+        row(x, weight, &mut out);
+        return out;
+    }
     // Blocks of columns, each with all rows, so that a stretch of the weight is read once.
     let block = |first: usize| {
         let columns = COLUMNS.min(outputs - first);
@@ -133,6 +156,7 @@ fn narrow_tile<const R: usize, const FMA: bool>(
 ) {
     for r in row..row + R {
         let sums = &mut out[r * columns..][..columns];
+        sums.fill(0.0);
         for (input, x) in x[r * inputs..][..inputs].iter().enumerate() {
             for (sum, weight) in sums.iter_mut().zip(&weight[input * stride..][..columns]) {
                 *sum = mul_add::<FMA>(*x, *weight, *sum);

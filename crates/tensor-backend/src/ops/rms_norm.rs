@@ -15,7 +15,7 @@ pub fn rms_norm_reference<const D: usize>(x: Tensor<D>, gain: Tensor<1>, eps: f6
 const ROWS: usize = 128;
 
 vectorised! {
-    fn forward_rows(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
+    pub(super) fn forward_rows(x: &[f32], gain: &[f32], eps: f32, y: &mut [f32]) {
         let width = gain.len();
         for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
             let scale = 1.0 / (dot::<FMA>(x, x) / width as f32 + eps).sqrt();

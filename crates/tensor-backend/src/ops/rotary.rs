@@ -21,7 +21,7 @@ pub fn rotary_reference(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<
 
 vectorised! {
     /// `direction` 1 turns, −1 turns back.
-    fn turn(x: &[f32], cos: &[f32], sin: &[f32], direction: f32, y: &mut [f32]) {
+    pub(super) fn turn(x: &[f32], cos: &[f32], sin: &[f32], direction: f32, y: &mut [f32]) {
         let half = cos.len();
         let (x_turned, x_rest) = x.split_at(2 * half);
         let (y_turned, y_rest) = y.split_at_mut(2 * half);

@@ -2,7 +2,7 @@
 
 /// `[batch, heads, tokens, width]` with any strides but the last, which is 1.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub struct Rows<'a> {
     pub(super) shape: [usize; 4],
     pub(super) values: &'a [f32],
     /// Steps between batches, heads and tokens.
@@ -10,6 +10,16 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Values of which batches, heads and tokens are `strides` apart.
+    ///
+    /// # Panics
+    /// If a row lies outside the slice.
+    pub fn new(values: &'a [f32], shape: [usize; 4], strides: [usize; 3]) -> Self {
+        let last: usize = shape.iter().zip(strides).map(|(n, stride)| n.saturating_sub(1) * stride).sum();
+        assert!(shape.contains(&0) || last + shape[3] <= values.len(), "{shape:?} in {} values", values.len());
+        Self { shape, values, strides }
+    }
+
     /// Values laid out in order.
     pub(super) fn contiguous(shape: [usize; 4], values: &'a [f32]) -> Self {
         let [_, heads, tokens, width] = shape;

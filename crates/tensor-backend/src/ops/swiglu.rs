@@ -14,7 +14,7 @@ pub fn swiglu_reference<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tenso
 const CHUNK: usize = 16 * 1024;
 
 vectorised! {
-    fn forward_chunk(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    pub(super) fn forward_chunk(gate: &[f32], up: &[f32], y: &mut [f32]) {
         for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
             *y = gate * up / (1.0 + exp::<FMA>(-gate));
         }

@@ -136,7 +136,8 @@ mod tests {
             // A parent among the earlier ones, or the text.
             let parents: Vec<Option<usize>> =
                 choices.iter().enumerate().map(|(t, &c)| (c as usize % (t + 1)).checked_sub(1)).collect();
-            let spec = AttendSpec { scale: 0.4, softcap, window };
+            // As models scale: scores of a hundred would lose digits on both sides.
+            let spec = AttendSpec { scale: (width as f64).sqrt().recip(), softcap, window };
             let (heads, keys) = (kv_heads * group, older + tokens);
             let (q, k) = (wave([1, heads, tokens, width], 0.0), wave([1, kv_heads, keys, width], 5.0));
             let v = wave([1, kv_heads, keys, width + 3], 9.0);

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use anyhow::Result;
 use kindling_core::KvStore;
-use kindling_model::{Decoder, Wanted};
+use kindling_core::sampling::argmax;
+use kindling_model::{Decoder, StepRoom, Wanted};
 use kindling_tensor_backend::device::{DeviceName, device};
 use kindling_tensor_backend::measure;
 use serde::Serialize;
@@ -37,6 +38,7 @@ pub(crate) fn run(args: &BenchDecode, device_name: DeviceName) -> Result<()> {
     let vocabulary = model.spec().vocab_size as u32;
     let prompt: Vec<u32> = (0..args.context as u32).map(|i| (300 + 7 * i) % vocabulary).collect();
     let mut kv = model.new_kv();
+    kv.expect(args.context + args.new);
     model.forward(&[prompt], &[], &mut kv, Wanted::LastLogits)?;
     let mut runs = Vec::with_capacity(subject.repeats);
     for round in 0..=subject.repeats {
@@ -81,12 +83,18 @@ pub(crate) fn run(args: &BenchDecode, device_name: DeviceName) -> Result<()> {
 
 /// So many tokens, each the likeliest after those before.
 fn write(model: &Decoder, kv: &mut dyn KvStore, count: usize) -> Result<()> {
-    let mut next = 300;
+    let (mut next, mut room) = (300, StepRoom::default());
     for _ in 0..count {
-        let logits = model.forward(&[vec![next]], &[], kv, Wanted::LastLogits)?.into_data();
-        let logits = logits.as_slice::<f32>().map_err(|error| anyhow::anyhow!("logits: {error:?}"))?;
-        let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-        next = best.map_or(0, |(id, _)| id as u32);
+        let mut held;
+        let logits = match model.step(next, kv, &mut room)? {
+            Some(logits) => logits,
+            None => {
+                let logits = model.forward(&[vec![next]], &[], kv, Wanted::LastLogits)?.into_data();
+                held = logits.try_into_vec::<f32>().map_err(|error| anyhow::anyhow!("logits: {error:?}"))?;
+                &mut held
+            }
+        };
+        next = argmax(logits)?;
     }
     Ok(())
 }
