@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;
 use kindling_benches::{device, is_smoke_test, normals};
-use kindling_tensor_backend::kernels::{Activations, Arithmetic, Codes, HalfRows, Source, TileScales, Tiles, product};
+use kindling_tensor_backend::kernels::{Activations, Arithmetic, Codes, HalfTiles, Source, TileScales, Tiles, product};
 
 fn size() -> usize {
     if is_smoke_test() { 64 } else { 2048 }
@@ -51,13 +51,13 @@ fn one_row(criterion: &mut Criterion) {
     #[cfg(feature = "candle")]
     candle::one_row(&mut group, &x, count);
     let values: Vec<f32> = normals("w", size * size).iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
-    let all = vec![HalfRows::exactly(&values, size, size).expect("rounded to bf16"); count];
+    let all = vec![HalfTiles::exactly(&values, size, size).expect("rounded to bf16"); count];
     group.throughput(Throughput::Bytes(all[0].bytes() as u64));
     let mut at = 0;
     group.bench_function("bf16", |bencher| {
         bencher.iter(|| {
             at += 1;
-            all[at % count].product(&x, 1)
+            all[at % count].product(&x, 1, &mut out);
         });
     });
     let dense = Tensor::<2>::from_data(TensorData::new(values, [size, size]), &device());

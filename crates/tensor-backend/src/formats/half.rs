@@ -5,13 +5,13 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{Dense, to_tensor};
-use crate::kernels::{HalfRows, HalfType};
+use crate::kernels::{HalfTiles, HalfType};
 
 /// A weight whose values bf16 or f16 hold exactly.
 ///
 /// Size: `2 · out · in` bytes.
 #[derive(Debug, Clone)]
-pub struct Half(Arc<HalfRows>);
+pub struct Half(Arc<HalfTiles>);
 
 impl Half {
     /// The name in files: there it is a dense weight.
@@ -19,17 +19,17 @@ impl Half {
 
     /// Takes row-major values `[rows, cols]`; `None` where 16 bits do not hold them all exactly.
     pub fn exactly(values: &[f32], rows: usize, cols: usize) -> Option<Self> {
-        HalfRows::exactly(values, rows, cols).map(|rows| Self(Arc::new(rows)))
+        HalfTiles::exactly(values, rows, cols).map(|rows| Self(Arc::new(rows)))
     }
 
     /// One matrix of several with the same inputs; `None` where they differ in width or type.
     pub fn stacked(parts: &[&Self]) -> Option<Self> {
-        let parts: Vec<&HalfRows> = parts.iter().map(|part| &*part.0).collect();
-        HalfRows::stacked(&parts).map(|rows| Self(Arc::new(rows)))
+        let parts: Vec<&HalfTiles> = parts.iter().map(|part| &*part.0).collect();
+        HalfTiles::stacked(&parts).map(|rows| Self(Arc::new(rows)))
     }
 
     /// The kernel's matrix.
-    pub(super) fn held(&self) -> &Arc<HalfRows> {
+    pub(super) fn held(&self) -> &Arc<HalfTiles> {
         &self.0
     }
 
@@ -78,7 +78,8 @@ impl Half {
         let ([batch, tokens, _], [outputs, _]) = (x.dims(), self.shape());
         let device = x.device();
         let data = x.into_data();
-        let out = self.0.product(data.as_slice::<f32>().expect("f32, as the caller checked"), batch * tokens);
+        let mut out = vec![0.0; batch * tokens * outputs];
+        self.0.product(data.as_slice::<f32>().expect("f32, as the caller checked"), batch * tokens, &mut out);
         Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
     }
 }

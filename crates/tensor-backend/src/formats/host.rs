@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use burn::tensor::Tensor;
 
 use super::Weight;
-use crate::kernels::{Activations, Arithmetic, HalfRows, Tiles, product};
+use crate::kernels::{Activations, Arithmetic, HalfTiles, Tiles, product};
 #[cfg(feature = "flex")]
 use crate::ops::HostMatrix;
 
@@ -20,7 +20,7 @@ pub struct Host(Held);
 
 #[derive(Debug, Clone)]
 enum Held {
-    Half(Arc<HalfRows>),
+    Half(Arc<HalfTiles>),
     Tiled(Arc<Tiles>, Arithmetic),
     #[cfg(feature = "flex")]
     Full(HostMatrix),
@@ -86,7 +86,7 @@ impl Host {
         let [outputs, features] = self.shape();
         assert!(x.len() == rows * features && out.len() == rows * outputs, "{rows} rows of {features} and {outputs}");
         match &self.0 {
-            Held::Half(half) => half.few_rows(x, rows, out),
+            Held::Half(half) => half.product(x, rows, out),
             Held::Tiled(tiles, arithmetic) => {
                 inputs.set(x, rows, features, tiles.order(), *arithmetic);
                 product(tiles, inputs, out);

@@ -7,7 +7,7 @@
 //! | `scalar` | the plain twin: the same sums, one at a time |
 //! | `avx512`, `avx2`, `neon` | the same for x86-64 and ARM, chosen at run time; other processors unfold the weight |
 //! | `pages` | memory that products read at full speed |
-//! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 or f16 |
+//! | `half_tiles` | [`HalfTiles`]: a dense matrix in bf16 or f16 |
 //!
 //! Two ways to multiply ([`Arithmetic`]): in whole numbers, with inputs rounded to 8 bits per block of 32, exact but for
 //! that rounding; or in f32 with the inputs as they are. Sources of the ideas: the CPU kernels of ggml-org/llama.cpp (whole
@@ -15,7 +15,7 @@
 
 pub mod activations;
 mod columns;
-mod half_rows;
+mod half_tiles;
 pub(crate) mod pages;
 pub mod tiles;
 
@@ -31,6 +31,6 @@ mod scalar;
 mod tests;
 
 pub use activations::{Activations, Arithmetic};
-pub use half_rows::{HalfRows, HalfType};
+pub use half_tiles::{HalfTiles, HalfType};
 pub use product::{has_kernels, has_two_of_four_kernels, product};
 pub use tiles::{Codes, Source, TileScales, Tiles};
