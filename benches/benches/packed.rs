@@ -7,9 +7,11 @@ use std::hint::black_box;
 
 use burn::tensor::{Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::f16;
+use half::{bf16, f16};
 use kindling_benches::{device, is_smoke_test, normals};
-use kindling_tensor_backend::kernels::{Activations, Arithmetic, Codes, HalfRows, Source, TileScales, Tiles, product};
+use kindling_tensor_backend::kernels::{
+    Activations, Arithmetic, Codes, HalfRows, MaskedRows, Source, TileScales, Tiles, product,
+};
 
 fn size() -> usize {
     if is_smoke_test() { 64 } else { 2048 }
@@ -27,6 +29,32 @@ fn tiles(bits: u8, group: usize) -> Tiles {
     let source = Source { rows: size, cols: size, bits, group, codes, zero: None, order: None };
     let scales = (0..size * size / group).map(|i| f16::from_f32(0.01 + (i % 7) as f32 * 1e-3)).collect();
     Tiles::new(&source, TileScales::F16(scales))
+}
+
+/// Values that bf16 holds.
+fn values(size: usize) -> Vec<f32> {
+    normals("w", size * size).iter().map(|w| bf16::from_f32(*w).to_f32()).collect()
+}
+
+/// Ways to prune [`values`]: of so many neighbours, or of a row, this share.
+const PRUNED: [(&str, usize, f64); 6] = [
+    ("2:4", 4, 0.5),
+    ("4:8", 8, 0.5),
+    ("25 %", usize::MAX, 0.25),
+    ("50 %", usize::MAX, 0.5),
+    ("70 %", usize::MAX, 0.7),
+    ("90 %", usize::MAX, 0.9),
+];
+
+fn pruned(size: usize, of: usize, share: f64) -> MaskedRows {
+    let (of, mut values) = (of.min(size), values(size));
+    let chances = normals("zeros", size * size);
+    for (values, chances) in values.chunks_mut(of).zip(chances.chunks(of)) {
+        let mut order: Vec<usize> = (0..of).collect();
+        order.sort_unstable_by(|&a, &b| chances[a].total_cmp(&chances[b]));
+        order[..(of as f64 * share) as usize].iter().for_each(|&i| values[i] = 0.0);
+    }
+    MaskedRows::new(&values, size, size)
 }
 
 fn one_row(criterion: &mut Criterion) {
@@ -50,16 +78,33 @@ fn one_row(criterion: &mut Criterion) {
     }
     #[cfg(feature = "candle")]
     candle::one_row(&mut group, &x, count);
-    let values: Vec<f32> = normals("w", size * size).iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
+    let values = values(size);
     let all = vec![HalfRows::exactly(&values, size, size).expect("rounded to bf16"); count];
     group.throughput(Throughput::Bytes(all[0].bytes() as u64));
     let mut at = 0;
-    group.bench_function("bf16", |bencher| {
-        bencher.iter(|| {
-            at += 1;
-            all[at % count].product(&x, 1)
+    for rows in [1, 4] {
+        let x = normals("x", rows * size);
+        group.bench_function(format!("bf16, {rows} at a time"), |bencher| {
+            bencher.iter(|| {
+                at += 1;
+                all[at % count].product(&x, rows)
+            });
         });
-    });
+    }
+    drop(all);
+    for (name, of, share) in PRUNED {
+        let all = vec![pruned(size, of, share); count];
+        group.throughput(Throughput::Bytes(all[0].bytes() as u64));
+        for rows in [1, 4] {
+            let x = normals("x", rows * size);
+            group.bench_function(format!("bf16, {name} pruned, {rows} at a time"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    all[at % count].product(&x, rows)
+                });
+            });
+        }
+    }
     let dense = Tensor::<2>::from_data(TensorData::new(values, [size, size]), &device());
     let all: Vec<Tensor<2>> = (0..count).map(|i| dense.clone().mul_scalar(1.0 + i as f32)).collect();
     let row = Tensor::<2>::from_data(TensorData::new(x.clone(), [1, size]), &device());
@@ -91,6 +136,12 @@ fn many_rows(criterion: &mut Criterion) {
     }
     #[cfg(feature = "candle")]
     candle::many_rows(&mut group, &x, rows);
+    let half = HalfRows::exactly(&values(size), size, size).expect("rounded to bf16");
+    group.bench_function("bf16", |bencher| bencher.iter(|| half.product(&x, rows)));
+    for (name, of, share) in PRUNED {
+        let weight = pruned(size, of, share);
+        group.bench_function(format!("bf16, {name} pruned"), |bencher| bencher.iter(|| weight.product(&x, rows)));
+    }
     let matrix = |name: &str, rows: usize| {
         Tensor::<2>::from_data(TensorData::new(normals(name, rows * size), [rows, size]), &device())
     };

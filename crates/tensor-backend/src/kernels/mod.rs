@@ -8,6 +8,7 @@
 //! | `avx512`, `avx2`, `neon` | the same for x86-64 and ARM, chosen at run time; other processors unfold the weight |
 //! | `pages` | memory that products read at full speed |
 //! | `half_rows` | [`HalfRows`]: a dense matrix in bf16 or f16 |
+//! | `masked_rows` | [`MaskedRows`]: a pruned matrix, its kept values and a bit for every weight |
 //!
 //! Two ways to multiply ([`Arithmetic`]): in whole numbers, with inputs rounded to 8 bits per block of 32, exact but for
 //! that rounding; or in f32 with the inputs as they are. Sources of the ideas: the CPU kernels of ggml-org/llama.cpp (whole
@@ -15,6 +16,7 @@
 
 pub mod activations;
 mod half_rows;
+mod masked_rows;
 pub(crate) mod pages;
 pub mod tiles;
 
@@ -31,5 +33,6 @@ mod tests;
 
 pub use activations::{Activations, Arithmetic};
 pub use half_rows::{HalfRows, HalfType};
+pub use masked_rows::{MaskedRows, pay as masked_rows_pay};
 pub use product::{has_kernels, has_two_of_four_kernels, product};
 pub use tiles::{Codes, Source, TileScales, Tiles};
