@@ -13,7 +13,10 @@ use crate::ops::simd::LANES;
 
 /// A type of kept values.
 pub(super) trait Kept: bytemuck::Pod + Send + Sync {
-    /// The nearest value.
+    /// Whether all these values are of the type.
+    fn holds(values: &[f32]) -> bool;
+
+    /// A value that is of the type.
     fn narrow(value: f32) -> Self;
 
     /// In f32.
@@ -38,8 +41,13 @@ pub(super) trait Kept: bytemuck::Pod + Send + Sync {
 }
 
 impl Kept for bf16 {
+    fn holds(values: &[f32]) -> bool {
+        // Without a way out in the middle the loop becomes vector instructions.
+        values.iter().fold(0, |bits, value| bits | value.to_bits() & 0xffff) == 0
+    }
+
     fn narrow(value: f32) -> Self {
-        bf16::from_f32(value)
+        bf16::from_bits((value.to_bits() >> 16) as u16)
     }
 
     fn wide(self) -> f32 {
@@ -74,6 +82,10 @@ impl Kept for bf16 {
 }
 
 impl Kept for f16 {
+    fn holds(values: &[f32]) -> bool {
+        values.iter().all(|&value| f16::from_f32(value).to_f32() == value)
+    }
+
     fn narrow(value: f32) -> Self {
         f16::from_f32(value)
     }
@@ -110,6 +122,10 @@ impl Kept for f16 {
 }
 
 impl Kept for f32 {
+    fn holds(_: &[f32]) -> bool {
+        true
+    }
+
     fn narrow(value: f32) -> Self {
         value
     }

@@ -88,9 +88,9 @@ impl MaskedRows {
     /// If there are not `rows · cols` values.
     pub fn new(values: &[f32], rows: usize, cols: usize) -> Self {
         assert_eq!(values.len(), rows * cols, "values");
-        if all_exact::<bf16>(values) {
+        if values.par_chunks(PART).all(bf16::holds) {
             Self::of(values, rows, cols, Values::BF16)
-        } else if all_exact::<f16>(values) {
+        } else if values.par_chunks(PART).all(f16::holds) {
             Self::of(values, rows, cols, Values::F16)
         } else {
             Self::of(values, rows, cols, Values::F32)
@@ -279,10 +279,6 @@ pub fn pay(kept: f64) -> bool {
         let _ = kept;
         false
     }
-}
-
-fn all_exact<T: Kept>(values: &[f32]) -> bool {
-    values.par_chunks(PART).all(|part| part.iter().all(|&value| T::narrow(value).wide() == value))
 }
 
 /// Row and input of every value of a tile, in order.
