@@ -40,9 +40,9 @@ fn unfolded<T: Kept>(tile: Tile<'_, T>, out: &mut [f32]) {
 /// The sums of a tile with one row of inputs.
 ///
 /// # Panics
-/// If the processor does not have the instructions, or `x` is not a row of inputs.
+/// If the processor does not have the instructions, or `x` is not a padded row of inputs.
 pub(super) fn one<T: Kept>(tile: Tile<'_, T>, x: &[f32]) -> [f32; ROWS] {
-    assert!(available() && tile.cols == x.len(), "instructions and inputs");
+    assert!(available() && tile.masks.len() * WORD == x.len(), "instructions and inputs");
     // SAFETY: the features were just found.
     unsafe { sums(tile, x) }
 }
@@ -51,11 +51,7 @@ pub(super) fn one<T: Kept>(tile: Tile<'_, T>, x: &[f32]) -> [f32; ROWS] {
 fn sums<T: Kept>(tile: Tile<'_, T>, x: &[f32]) -> [f32; ROWS] {
     let mut values = tile.values.as_ptr();
     let mut sums = [[_mm256_setzero_ps(); 2]; ROWS];
-    let (words, rest) = x.as_chunks::<WORD>();
-    let mut last = [0.0; WORD];
-    last[..rest.len()].copy_from_slice(rest);
-    for (word, masks) in tile.masks.iter().enumerate() {
-        let x = words.get(word).unwrap_or(&last);
+    for (masks, x) in tile.masks.iter().zip(x.as_chunks::<WORD>().0) {
         for j in 0..ROWS {
             // SAFETY: a tile has what its masks keep, and a margin; a word is four registers.
             unsafe {

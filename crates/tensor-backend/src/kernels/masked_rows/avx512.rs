@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kept, Masks, ROWS, Tile, WORD, by_words};
+use super::{Kept, ROWS, Tile, WORD, by_words};
 use crate::ops::few_rows::avx512::{TOGETHER, across};
 use crate::ops::simd::LANES;
 
@@ -44,12 +44,12 @@ fn unfolded<T: Kept>(tile: Tile<'_, T>, out: &mut [f32]) {
 /// The sums of a tile with the next rows of inputs, row by row, and how many those are.
 ///
 /// # Panics
-/// If the processor does not have the instructions, or there is no row of inputs.
+/// If the processor does not have the instructions, or there is no padded row of inputs.
 pub(super) fn few<T: Kept>(tile: Tile<'_, T>, x: &[f32]) -> ([f32; TOGETHER], usize) {
     assert!(available(), "called without its instructions");
     // SAFETY: the features were just found.
     unsafe {
-        match x.len() / tile.cols {
+        match x.len() / (tile.masks.len() * WORD) {
             4.. => (sums::<T, 4>(tile, x), 4),
             2.. => (sums::<T, 2>(tile, x), 2),
             _ => (sums::<T, 1>(tile, x), 1),
@@ -60,12 +60,19 @@ pub(super) fn few<T: Kept>(tile: Tile<'_, T>, x: &[f32]) -> ([f32; TOGETHER], us
 /// The sums with `R` rows of inputs, which do not depend on `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi2,popcnt")]
 fn sums<T: Kept, const R: usize>(tile: Tile<'_, T>, x: &[f32]) -> [f32; TOGETHER] {
-    let cols = tile.cols;
-    let (whole, rest) = tile.masks.split_at(cols / WORD);
-    assert!(R * ROWS <= TOGETHER && x.len() >= R * cols && rest.len() <= 1, "inputs");
+    let width = tile.masks.len() * WORD;
+    assert!(R * ROWS <= TOGETHER && x.len() >= R * width, "inputs");
     let mut values = tile.values.as_ptr();
     let mut sums = [_mm512_setzero_ps(); TOGETHER];
-    let mut add = |masks: &Masks, inputs: [[__m512; 2]; R]| {
+    for (word, masks) in tile.masks.iter().enumerate() {
+        let mut inputs = [[_mm512_setzero_ps(); 2]; R];
+        for (r, inputs) in inputs.iter_mut().enumerate() {
+            // SAFETY: `R` rows of as many words.
+            unsafe {
+                let x = x.as_ptr().add(r * width + word * WORD);
+                *inputs = [_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(LANES))];
+            }
+        }
         for (j, mask) in masks.iter().enumerate() {
             if R > 1 {
                 // A hint: it reads nothing, wherever it points.
@@ -80,24 +87,6 @@ fn sums<T: Kept, const R: usize>(tile: Tile<'_, T>, x: &[f32]) -> [f32; TOGETHER
                 *sum = _mm512_fmadd_ps(inputs[1], weights[1], *sum);
             }
         }
-    };
-    for (word, masks) in whole.iter().enumerate() {
-        // SAFETY: `R` rows have a whole word there.
-        let inputs = std::array::from_fn(|r| unsafe {
-            let x = x.as_ptr().add(r * cols + word * WORD);
-            [_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(LANES))]
-        });
-        add(masks, inputs);
-    }
-    for masks in rest {
-        let there = (1u32 << (cols % WORD)) - 1;
-        // SAFETY: of the rows' last inputs only those that are there are read.
-        let inputs = std::array::from_fn(|r| unsafe {
-            let x = x.as_ptr().add(r * cols + whole.len() * WORD);
-            let high = _mm512_maskz_loadu_ps((there >> LANES) as __mmask16, x.wrapping_add(LANES));
-            [_mm512_maskz_loadu_ps(there as __mmask16, x), high]
-        });
-        add(masks, inputs);
     }
     let mut found = [0.0f32; TOGETHER];
     // SAFETY: 64 bytes of the array.

@@ -220,6 +220,19 @@ impl MaskedRows {
         }
         let tile_bytes = (self.bytes() / (self.starts.len() - 1)).max(1);
         let many = n > FEW_ROWS;
+        // Kernels for few rows read whole words.
+        let width = self.cols.next_multiple_of(WORD);
+        let mut padded = Vec::new();
+        let x = if many || width == self.cols {
+            x
+        } else {
+            padded.resize(n * width, 0.0);
+            padded
+                .chunks_mut(width)
+                .zip(x.chunks(self.cols))
+                .for_each(|(padded, x)| padded[..x.len()].copy_from_slice(x));
+            &padded
+        };
         let tiles = if many { SLAB } else { PART.div_ceil(tile_bytes) };
         // Part by part, so that threads write apart; put in order below.
         let rows = tiles * ROWS;
@@ -249,7 +262,7 @@ impl MaskedRows {
         product([n, rows, cols], Mat::rows(x, cols), Mat::rows(&weights, cols).transposed(), out, false);
     }
 
-    /// As [`many`](Self::many).
+    /// As [`many`](Self::many), of inputs padded to whole words.
     fn few(&self, first: usize, x: &[f32], n: usize, out: &mut [f32]) {
         let rows = out.len() / n;
         let mut room = Vec::new();
@@ -259,9 +272,7 @@ impl MaskedRows {
                 let there = ROWS.min(rows - place);
                 out[row * rows + place..][..there].copy_from_slice(&sums[..there]);
             };
-            with_values!(&self.values, values => {
-                few(self.tile(values, tile), x, &mut room, put);
-            });
+            with_values!(&self.values, values => few(self.tile(values, tile), x, &mut room, put));
         }
     }
 }
@@ -335,27 +346,28 @@ fn by_words<T>(tile: Tile<'_, T>, out: &mut [f32], mut expand: impl FnMut(usize,
     }
 }
 
-/// Gives `put` the sums of a tile's rows with every row of `x`, and the number of that row. `room` is scratch.
+/// Gives `put` the sums of a tile's rows with every row of `x`, which is padded to whole words, and the number of that row. `room`
+/// is scratch.
 fn few<T: Kept>(tile: Tile<'_, T>, x: &[f32], room: &mut Vec<f32>, mut put: impl FnMut(usize, &[f32])) {
-    let cols = tile.cols;
+    let width = tile.masks.len() * WORD;
     #[cfg(target_arch = "x86_64")]
     {
         if avx512::available() {
             let mut first = 0;
-            while first * cols < x.len() {
-                let (sums, together) = avx512::few(tile, &x[first * cols..]);
+            while first * width < x.len() {
+                let (sums, together) = avx512::few(tile, &x[first * width..]);
                 sums.chunks(ROWS).take(together).enumerate().for_each(|(row, sums)| put(first + row, sums));
                 first += together;
             }
             return;
         }
         if avx2::available() {
-            return x.chunks_exact(cols).enumerate().for_each(|(row, x)| put(row, &avx2::one(tile, x)));
+            return x.chunks_exact(width).enumerate().for_each(|(row, x)| put(row, &avx2::one(tile, x)));
         }
     }
-    room.resize(ROWS * cols, 0.0);
+    room.resize(ROWS * tile.cols, 0.0);
     unfold_plain(tile, room);
-    x.chunks_exact(cols).enumerate().for_each(|(row, x)| put(row, &dots(room, x)));
+    x.chunks_exact(width).enumerate().for_each(|(row, x)| put(row, &dots(room, &x[..tile.cols])));
 }
 
 vectorised! {
@@ -406,6 +418,10 @@ mod tests {
         (0..rows * cols).map(|i| if i * 7919 % 103 * 100 < zeros * 103 { 0.0 } else { rounded(value(i)) }).collect()
     }
 
+    fn padded(x: &[f32], cols: usize) -> Vec<f32> {
+        x.chunks(cols).flat_map(|x| [x, &vec![0.0; cols.next_multiple_of(WORD) - cols]].concat()).collect()
+    }
+
     fn inputs(n: usize, cols: usize) -> Vec<f32> {
         (0..n * cols).map(|i| ((i * 53 % 97) as f32 - 48.0) / 29.0).collect()
     }
@@ -421,13 +437,15 @@ mod tests {
             unfold(tile, &mut found);
             assert_eq!(found, plain, "unfolded");
             let expected = |row: usize| dots(&plain, &x[row * cols..][..cols]);
-            few(tile, x, &mut vec![], |row, sums| assert_eq!(sums, expected(row), "row {row}"));
+            few(tile, &padded(x, cols), &mut vec![], |row, sums| assert_eq!(sums, expected(row), "row {row}"));
             #[cfg(target_arch = "x86_64")]
             if avx2::available() {
                 found.fill(f32::NAN);
                 avx2::unfold(tile, &mut found);
                 assert_eq!(found, plain, "unfolded by AVX2");
-                x.chunks(cols).enumerate().for_each(|(row, x)| assert_eq!(avx2::one(tile, x), expected(row), "AVX2"));
+                for (row, x) in x.chunks(cols).enumerate() {
+                    assert_eq!(avx2::one(tile, &padded(x, cols)), expected(row), "AVX2");
+                }
             }
         }
     }
