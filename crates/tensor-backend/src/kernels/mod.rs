@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`tiles`] | [`Tiles`]: codes laid out so that every lane of a register is a row of the matrix |
 //! | [`activations`] | [`Activations`]: rows of inputs, in f32 or as 8-bit codes per block |
+//! | [`lut`] | sums looked up in tables in place of products, for codes of a few bits |
 //! | `scalar` | the plain twin: the same sums, one at a time |
 //! | `avx512`, `avx2`, `neon` | the same for x86-64 and ARM, chosen at run time; other processors unfold the weight |
 //! | `pages` | memory that products read at full speed |
@@ -16,6 +17,7 @@
 
 pub mod activations;
 mod half_rows;
+pub mod lut;
 mod masked_rows;
 pub(crate) mod pages;
 pub mod tiles;
