@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use kindling_benches::{device, is_smoke_test, normals};
 use kindling_tensor_backend::kernels::{
-    Activations, Arithmetic, Codes, HalfRows, MaskedRows, Source, TileScales, Tiles, product,
+    Activations, Arithmetic, Codes, HalfRows, MaskedRows, Source, TileScales, Tiles, lut, product,
 };
 
 fn size() -> usize {
@@ -118,6 +118,35 @@ fn one_row(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Tables against products, out of the cache and in it.
+fn look_ups(criterion: &mut Criterion) {
+    let size = size();
+    let x = normals("x", size);
+    let mut out = vec![0.0; size];
+    for (name, count) in [("look-ups, one row", count()), ("look-ups, one row, in the cache", 1)] {
+        let mut group = criterion.benchmark_group(name);
+        for bits in [2, 3, 4] {
+            let tiles = vec![tiles(bits, 64); count];
+            let planes = vec![lut::Planes::new(&tiles[0]).expect("a few bits"); count];
+            group.throughput(Throughput::Bytes(tiles[0].bytes() as u64));
+            let mut at = 0;
+            group.bench_function(format!("{bits} bits, products"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    product(&tiles[at % count], &Activations::new(&x, 1, size, None, Arithmetic::Int8), &mut out);
+                });
+            });
+            group.bench_function(format!("{bits} bits, tables"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    lut::product(&planes[at % count], &lut::Lookups::new(&x, 1, size), &mut out);
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
 fn many_rows(criterion: &mut Criterion) {
     let size = size();
     let rows = if is_smoke_test() { 3 } else { 512 };
@@ -200,5 +229,5 @@ mod candle {
     }
 }
 
-criterion_group!(benches, one_row, many_rows);
+criterion_group!(benches, one_row, look_ups, many_rows);
 criterion_main!(benches);

@@ -407,6 +407,9 @@ mod tests {
 
     use super::*;
 
+    /// Rows, inputs and rows of inputs; Miri is slow.
+    const MOST: [usize; 3] = if cfg!(miri) { [10, 70, 34] } else { [120, 300, 40] };
+
     /// Of every 100 values `zeros` are none.
     fn matrix(rows: usize, cols: usize, zeros: usize, kind: usize) -> Vec<f32> {
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.5) / 31.0;
@@ -451,11 +454,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(48) })]
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 48 }) })]
         #[test]
         fn products_are_those_of_f64(
-            rows in 1usize..120, cols in 1usize..300, zeros in 0usize..=100, kind in 0usize..3,
-            n in prop_oneof![1usize..9, 30usize..40],
+            rows in 1..MOST[0], cols in 1..MOST[1], zeros in 0usize..=100, kind in 0usize..3,
+            n in prop_oneof![1usize..9, FEW_ROWS - 2..MOST[2]],
         ) {
             let weights = matrix(rows, cols, zeros, kind);
             let masked = MaskedRows::new(&weights, rows, cols);
@@ -502,9 +505,10 @@ mod tests {
 
     #[test]
     fn threads_do_not_change_a_bit() {
-        let masked = MaskedRows::new(&matrix(1000, 256, 50, 0), 1000, 256);
+        let (rows, cols) = if cfg!(miri) { (9, 33) } else { (1000, 256) };
+        let masked = MaskedRows::new(&matrix(rows, cols, 50, 0), rows, cols);
         for n in [1, 5, 40] {
-            let x = inputs(n, 256);
+            let x = inputs(n, cols);
             let with = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| masked.product(&x, n))
