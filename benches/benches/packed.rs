@@ -7,9 +7,11 @@ use std::hint::black_box;
 
 use burn::tensor::{Tensor, TensorData};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use half::f16;
+use half::{bf16, f16};
 use kindling_benches::{device, is_smoke_test, normals};
-use kindling_tensor_backend::kernels::{Activations, Arithmetic, Codes, HalfTiles, Source, TileScales, Tiles, product};
+use kindling_tensor_backend::kernels::{
+    Activations, Arithmetic, Codes, HalfTiles, MaskedRows, Source, TileScales, Tiles, lut, product,
+};
 
 fn size() -> usize {
     if is_smoke_test() { 64 } else { 2048 }
@@ -27,6 +29,32 @@ fn tiles(bits: u8, group: usize) -> Tiles {
     let source = Source { rows: size, cols: size, bits, group, codes, zero: None, order: None };
     let scales = (0..size * size / group).map(|i| f16::from_f32(0.01 + (i % 7) as f32 * 1e-3)).collect();
     Tiles::new(&source, TileScales::F16(scales))
+}
+
+/// Values that bf16 holds.
+fn values(size: usize) -> Vec<f32> {
+    normals("w", size * size).iter().map(|w| bf16::from_f32(*w).to_f32()).collect()
+}
+
+/// Ways to prune [`values`]: of so many neighbours, or of a row, this share.
+const PRUNED: [(&str, usize, f64); 6] = [
+    ("2:4", 4, 0.5),
+    ("4:8", 8, 0.5),
+    ("25 %", usize::MAX, 0.25),
+    ("50 %", usize::MAX, 0.5),
+    ("70 %", usize::MAX, 0.7),
+    ("90 %", usize::MAX, 0.9),
+];
+
+fn pruned(size: usize, of: usize, share: f64) -> MaskedRows {
+    let (of, mut values) = (of.min(size), values(size));
+    let chances = normals("zeros", size * size);
+    for (values, chances) in values.chunks_mut(of).zip(chances.chunks(of)) {
+        let mut order: Vec<usize> = (0..of).collect();
+        order.sort_unstable_by(|&a, &b| chances[a].total_cmp(&chances[b]));
+        order[..(of as f64 * share) as usize].iter().for_each(|&i| values[i] = 0.0);
+    }
+    MaskedRows::new(&values, size, size)
 }
 
 fn one_row(criterion: &mut Criterion) {
@@ -50,16 +78,33 @@ fn one_row(criterion: &mut Criterion) {
     }
     #[cfg(feature = "candle")]
     candle::one_row(&mut group, &x, count);
-    let values: Vec<f32> = normals("w", size * size).iter().map(|w| half::bf16::from_f32(*w).to_f32()).collect();
+    let values = values(size);
     let all = vec![HalfTiles::exactly(&values, size, size).expect("rounded to bf16"); count];
     group.throughput(Throughput::Bytes(all[0].bytes() as u64));
     let mut at = 0;
-    group.bench_function("bf16", |bencher| {
-        bencher.iter(|| {
-            at += 1;
-            all[at % count].product(&x, 1, &mut out);
+    for rows in [1, 4] {
+        let (x, mut out) = (normals("x", rows * size), vec![0.0; rows * size]);
+        group.bench_function(format!("bf16, {rows} at a time"), |bencher| {
+            bencher.iter(|| {
+                at += 1;
+                all[at % count].product(&x, rows, &mut out);
+            });
         });
-    });
+    }
+    drop(all);
+    for (name, of, share) in PRUNED {
+        let all = vec![pruned(size, of, share); count];
+        group.throughput(Throughput::Bytes(all[0].bytes() as u64));
+        for rows in [1, 4] {
+            let (x, mut out) = (normals("x", rows * size), vec![0.0; rows * size]);
+            group.bench_function(format!("bf16, {name} pruned, {rows} at a time"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    all[at % count].product(&x, rows, &mut out);
+                });
+            });
+        }
+    }
     let dense = Tensor::<2>::from_data(TensorData::new(values, [size, size]), &device());
     let all: Vec<Tensor<2>> = (0..count).map(|i| dense.clone().mul_scalar(1.0 + i as f32)).collect();
     let row = Tensor::<2>::from_data(TensorData::new(x.clone(), [1, size]), &device());
@@ -71,6 +116,35 @@ fn one_row(criterion: &mut Criterion) {
         });
     });
     group.finish();
+}
+
+/// Tables against products, out of the cache and in it.
+fn look_ups(criterion: &mut Criterion) {
+    let size = size();
+    let x = normals("x", size);
+    let mut out = vec![0.0; size];
+    for (name, count) in [("look-ups, one row", count()), ("look-ups, one row, in the cache", 1)] {
+        let mut group = criterion.benchmark_group(name);
+        for bits in [2, 3, 4] {
+            let tiles = vec![tiles(bits, 64); count];
+            let planes = vec![lut::Planes::new(&tiles[0]).expect("a few bits"); count];
+            group.throughput(Throughput::Bytes(tiles[0].bytes() as u64));
+            let mut at = 0;
+            group.bench_function(format!("{bits} bits, products"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    product(&tiles[at % count], &Activations::new(&x, 1, size, None, Arithmetic::Int8), &mut out);
+                });
+            });
+            group.bench_function(format!("{bits} bits, tables"), |bencher| {
+                bencher.iter(|| {
+                    at += 1;
+                    lut::product(&planes[at % count], &lut::Lookups::new(&x, 1, size), &mut out);
+                });
+            });
+        }
+        group.finish();
+    }
 }
 
 fn many_rows(criterion: &mut Criterion) {
@@ -91,6 +165,14 @@ fn many_rows(criterion: &mut Criterion) {
     }
     #[cfg(feature = "candle")]
     candle::many_rows(&mut group, &x, rows);
+    let half = HalfTiles::exactly(&values(size), size, size).expect("rounded to bf16");
+    group.bench_function("bf16", |bencher| bencher.iter(|| half.product(&x, rows, &mut out)));
+    for (name, of, share) in PRUNED {
+        let weight = pruned(size, of, share);
+        group.bench_function(format!("bf16, {name} pruned"), |bencher| {
+            bencher.iter(|| weight.product(&x, rows, &mut out));
+        });
+    }
     let matrix = |name: &str, rows: usize| {
         Tensor::<2>::from_data(TensorData::new(normals(name, rows * size), [rows, size]), &device())
     };
@@ -149,5 +231,5 @@ mod candle {
     }
 }
 
-criterion_group!(benches, one_row, many_rows);
+criterion_group!(benches, one_row, look_ups, many_rows);
 criterion_main!(benches);

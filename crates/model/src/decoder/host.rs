@@ -318,7 +318,7 @@ impl HostDecoder {
         y.resize(ids.len() * self.hidden, 0.0);
         for (x, &id) in x.chunks_exact_mut(self.hidden).zip(ids) {
             if !self.ends.embedding.row(id as usize, x) {
-                return Err(ModelError::Input("the embedding is packed".into()));
+                return Err(ModelError::Input("the embedding is packed or pruned".into()));
             }
             if let Some(scale) = self.embedding_scale {
                 x.iter_mut().for_each(|x| *x *= scale);

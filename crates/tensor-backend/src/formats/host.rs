@@ -7,7 +7,7 @@ use burn::tensor::DType;
 use burn::tensor::Tensor;
 
 use super::Weight;
-use crate::kernels::{Activations, Arithmetic, HalfTiles, Tiles, product};
+use crate::kernels::{Activations, Arithmetic, HalfTiles, MaskedRows, Tiles, product};
 #[cfg(feature = "flex")]
 use crate::ops::HostMatrix;
 
@@ -21,6 +21,7 @@ pub struct Host(Held);
 #[derive(Debug, Clone)]
 enum Held {
     Half(Arc<HalfTiles>),
+    Masked(Arc<MaskedRows>),
     Tiled(Arc<Tiles>, Arithmetic),
     #[cfg(feature = "flex")]
     Full(HostMatrix),
@@ -31,6 +32,7 @@ impl Host {
     pub fn of(weight: &Weight) -> Option<Self> {
         match weight {
             Weight::Half(half) => Some(Self(Held::Half(half.held().clone()))),
+            Weight::Masked(masked) => Some(Self(Held::Masked(masked.held().clone()))),
             Weight::Tiled(tiled) if tiled.has_kernels() => {
                 Some(Self(Held::Tiled(tiled.held().clone(), tiled.arithmetic())))
             }
@@ -57,20 +59,21 @@ impl Host {
     pub fn shape(&self) -> [usize; 2] {
         match &self.0 {
             Held::Half(rows) => rows.shape(),
+            Held::Masked(rows) => rows.shape(),
             Held::Tiled(tiles, _) => tiles.shape(),
             #[cfg(feature = "flex")]
             Held::Full(matrix) => matrix.shape(),
         }
     }
 
-    /// Row `i` in f32, as an embedding gives it; `false` for packed codes.
+    /// Row `i` in f32, as an embedding gives it; `false` for packed codes and pruned weights.
     ///
     /// # Panics
     /// If there is no such row, or `out` is not as long as one.
     pub fn row(&self, i: usize, out: &mut [f32]) -> bool {
         match &self.0 {
             Held::Half(half) => half.row(i, out),
-            Held::Tiled(..) => return false,
+            Held::Tiled(..) | Held::Masked(..) => return false,
             #[cfg(feature = "flex")]
             Held::Full(matrix) => matrix.row(i, out),
         }
@@ -87,6 +90,7 @@ impl Host {
         assert!(x.len() == rows * features && out.len() == rows * outputs, "{rows} rows of {features} and {outputs}");
         match &self.0 {
             Held::Half(half) => half.product(x, rows, out),
+            Held::Masked(masked) => masked.product(x, rows, out),
             Held::Tiled(tiles, arithmetic) => {
                 inputs.set(x, rows, features, tiles.order(), *arithmetic);
                 product(tiles, inputs, out);

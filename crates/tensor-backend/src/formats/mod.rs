@@ -8,6 +8,7 @@ mod bitmask;
 mod dense;
 mod half;
 mod host;
+mod masked;
 mod packed;
 #[cfg(feature = "cube")]
 mod resident;
@@ -19,6 +20,7 @@ pub use bitmask::Bitmask;
 pub use dense::Dense;
 pub use half::Half;
 pub use host::{Host, MOST_ROWS};
+pub use masked::Masked;
 pub use packed::{Packed, Scales};
 #[cfg(feature = "cube")]
 pub use resident::Resident;
@@ -84,6 +86,8 @@ pub enum Weight {
     Sparse(Sparse),
     /// Unstructured sparsity.
     Bitmask(Bitmask),
+    /// Either of these, laid out for the processor.
+    Masked(Masked),
     /// Any of these with a low-rank correction.
     Adapted(Box<Adapted>),
 }
@@ -100,6 +104,7 @@ impl Weight {
             Weight::Resident(w) => w.shape(),
             Weight::Sparse(w) => w.shape(),
             Weight::Bitmask(w) => w.shape(),
+            Weight::Masked(w) => w.shape(),
             Weight::Adapted(w) => w.shape(),
         }
     }
@@ -115,6 +120,7 @@ impl Weight {
             Weight::Resident(w) => w.bytes(),
             Weight::Sparse(w) => w.bytes(),
             Weight::Bitmask(w) => w.bytes(),
+            Weight::Masked(w) => w.bytes(),
             Weight::Adapted(w) => w.bytes(),
         }
     }
@@ -136,6 +142,7 @@ impl Weight {
             Weight::Resident(w) => w.format_name(),
             Weight::Sparse(w) => w.format_name(),
             Weight::Bitmask(w) => w.format_name(),
+            Weight::Masked(w) => w.format_name(),
             Weight::Adapted(w) => w.format_name(),
         }
     }
@@ -151,20 +158,26 @@ impl Weight {
             Weight::Resident(_) => Resident::CODE,
             Weight::Sparse(_) => Sparse::CODE,
             Weight::Bitmask(_) => Bitmask::CODE,
+            Weight::Masked(_) => Masked::CODE,
             Weight::Adapted(_) => Adapted::CODE,
         }
     }
 
     /// The same weight laid out for the kernels of `device`, with inputs in f32: packed codes in tiles for the processor, or
-    /// in a GPU's memory. `None` where it stays as it is.
+    /// in a GPU's memory; for the processor pruned values without their zeros, or dense where those are too few to pay. `None`
+    /// where it stays as it is.
     pub fn laid_out(&self, device: &Device) -> Option<Weight> {
-        let Weight::Packed(packed) = self else { return None };
-        #[cfg(feature = "cube")]
-        if crate::ops::on_gpu(device) {
-            return Resident::from_packed(packed, device).map(Weight::Resident);
+        match self {
+            #[cfg(feature = "cube")]
+            Weight::Packed(packed) if crate::ops::on_gpu(device) => {
+                Resident::from_packed(packed, device).map(Weight::Resident)
+            }
+            Weight::Packed(packed) => Tiled::from_packed(packed, Arithmetic::F32).map(Weight::Tiled),
+            Weight::Sparse(_) | Weight::Bitmask(_) if crate::ops::on_gpu(device) => None,
+            Weight::Sparse(w) => Masked::or_dense(w.to_host(), w.shape(), Some(w.format_name()), device),
+            Weight::Bitmask(w) => Masked::or_dense(w.to_host(), w.shape(), None, device),
+            _ => None,
         }
-        let _ = device;
-        Tiled::from_packed(packed, Arithmetic::F32).map(Weight::Tiled)
     }
 
     /// One matrix of several with the same inputs, the outputs of the first before those of the next. `None` for formats that
@@ -182,6 +195,7 @@ impl Weight {
         }
         Some(match parts.first()? {
             Weight::Half(_) => joined!(Half),
+            Weight::Masked(_) => joined!(Masked),
             Weight::Tiled(_) => joined!(Tiled),
             #[cfg(feature = "cube")]
             Weight::Resident(_) => joined!(Resident),
@@ -209,6 +223,7 @@ impl Weight {
             Weight::Resident(w) => Ok(w.to_dense(device)),
             Weight::Sparse(w) => Ok(w.to_dense(device)),
             Weight::Bitmask(w) => Ok(w.to_dense(device)),
+            Weight::Masked(w) => Ok(w.to_dense(device)),
             Weight::Adapted(w) => w.to_dense(device),
         }
     }
@@ -228,6 +243,7 @@ impl Weight {
             Weight::Dense(w) => w.forward(x),
             Weight::Adapted(w) => w.forward(x),
             Weight::Half(w) if w.takes(&x) => Ok(w.forward(x)),
+            Weight::Masked(w) if w.takes(&x) => Ok(w.forward(x)),
             Weight::Tiled(w) if w.takes(&x) => Ok(w.forward(x)),
             #[cfg(feature = "cube")]
             Weight::Resident(w) if w.takes(&x) => Ok(w.forward(x)),

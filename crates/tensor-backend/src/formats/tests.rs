@@ -147,7 +147,33 @@ proptest! {
         let weight: Vec<f32> = values.iter().map(|&v| if v.abs() < threshold { 0.0 } else { v }).collect();
         let kept = weight.iter().filter(|&&w| w != 0.0).count();
         let bytes = 4 * kept + 4 * rows * cols.div_ceil(32) + 8 * (rows + 1);
-        validate(&Weight::Bitmask(Bitmask::from_host(rows, cols, &weight).unwrap()), &weight, bytes);
+        let mask = Weight::Bitmask(Bitmask::from_host(rows, cols, &weight).unwrap());
+        validate(&mask, &weight, bytes);
+        let ready = mask.laid_out(&device(available()[0]).unwrap()).unwrap();
+        validate(&ready, &weight, ready.bytes());
+        if let Weight::Masked(masked) = &ready {
+            prop_assert!(masked.format_name().starts_with("bitmask"));
+        } else {
+            prop_assert_eq!(ready.code(), "dense", "too few zeros, or no kernels");
+        }
+    }
+}
+
+#[test]
+fn pruned_weights_are_laid_out_and_stacked() {
+    let values: Vec<f32> = (0..8 * 64).map(|i| if i % 4 < 2 { (i % 13) as f32 + 1.0 } else { 0.0 }).collect();
+    let device = device(available()[0]).unwrap();
+    let (pattern, axis) = Sparse::detect(8, 64, &values).unwrap();
+    let sparse = Weight::Sparse(Sparse::from_host(8, 64, &values, pattern, axis).unwrap());
+    let ready = sparse.laid_out(&device).unwrap();
+    let both = Weight::stacked(&[&ready, &ready]).unwrap();
+    validate(&both, &[&values[..], &values].concat(), both.bytes());
+    if crate::kernels::masked_rows_pay(0.5) {
+        assert_eq!(both.format_name(), "sparse 2:4, bf16");
+        // A bit for every weight, 16 for every second, and a little for where tiles begin.
+        assert!(both.stored_bits() < 9.5 + 8.0 * 128.0 / 1024.0, "{}", both.stored_bits());
+        let other = Weight::Bitmask(Bitmask::from_host(8, 64, &values).unwrap()).laid_out(&device).unwrap();
+        assert_eq!(Weight::stacked(&[&ready, &other]).unwrap().format_name(), "bitmask 50.0% zero, bf16");
     }
 }
 

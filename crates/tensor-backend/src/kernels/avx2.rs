@@ -67,7 +67,7 @@ pub(super) fn tile(tiles: &Tiles, tile: usize, x: Group<'_>, arithmetic: Arithme
 /// `at` is the first of 8 scales.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn grid(tiles: &Tiles, at: usize) -> (__m256, __m256) {
+pub(super) unsafe fn grid(tiles: &Tiles, at: usize) -> (__m256, __m256) {
     // SAFETY: 8 scales and zero points from `at` on.
     unsafe {
         let scale = match &tiles.scales {
@@ -131,6 +131,10 @@ unsafe fn int8<const N: usize, const H: usize, const BITS: usize>(
             // SAFETY: groups and blocks stay below those of the tile, which has 16 scales to a group; the inputs have `N` rows
             // of as many blocks.
             unsafe {
+                let mut grids = [(_mm256_setzero_ps(), _mm256_setzero_ps()); H];
+                for h in 0..H {
+                    grids[h] = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                }
                 let mut sums = [[_mm256_setzero_ps(); H]; N];
                 for block in group * per_group..((group + 1) * per_group).min(blocks) {
                     let registers = start.add(block * BITS);
@@ -155,7 +159,7 @@ unsafe fn int8<const N: usize, const H: usize, const BITS: usize>(
                         }
                     }
                     for h in 0..H {
-                        let (_, zero) = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                        let (_, zero) = grids[h];
                         for row in 0..N {
                             let sum = *x_sums.add(block * N + row);
                             let dot = if BITS == 8 {
@@ -171,7 +175,7 @@ unsafe fn int8<const N: usize, const H: usize, const BITS: usize>(
                     }
                 }
                 for h in 0..H {
-                    let (scale, _) = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                    let (scale, _) = grids[h];
                     for row in 0..N {
                         totals[row][h] = _mm256_fmadd_ps(sums[row][h], scale, totals[row][h]);
                     }
@@ -202,12 +206,16 @@ unsafe fn float<const N: usize, const H: usize, const BITS: usize>(
         for group in 0..groups {
             // SAFETY: as above.
             unsafe {
+                let mut grids = [(_mm256_setzero_ps(), _mm256_setzero_ps()); H];
+                for h in 0..H {
+                    grids[h] = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                }
                 let mut sums = [[_mm256_setzero_ps(); H]; N];
                 for block in group * per_group..((group + 1) * per_group).min(blocks) {
                     let registers = start.add(block * BITS);
                     let values = values.add(block * N * BLOCK);
                     for h in 0..H {
-                        let (_, zero) = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                        let (_, zero) = grids[h];
                         for q in 0..BLOCK / 4 {
                             let mut codes = quad::<BITS>(registers, first + h * HALF, q);
                             for i in 4 * q..4 * q + 4 {
@@ -223,7 +231,7 @@ unsafe fn float<const N: usize, const H: usize, const BITS: usize>(
                     }
                 }
                 for h in 0..H {
-                    let (scale, _) = grid(tiles, (tile * groups + group) * ROWS + first + h * HALF);
+                    let (scale, _) = grids[h];
                     for row in 0..N {
                         totals[row][h] = _mm256_fmadd_ps(sums[row][h], scale, totals[row][h]);
                     }

@@ -176,6 +176,10 @@ unsafe fn int8<const N: usize, const Q: usize, const BITS: usize, const DOT: boo
             // SAFETY: groups and blocks stay below those of the tile, which has 16 scales to a group; the inputs have `N` rows
             // of as many blocks.
             unsafe {
+                let mut grids = [(vdupq_n_f32(0.0), vdupq_n_f32(0.0)); Q];
+                for h in 0..Q {
+                    grids[h] = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                }
                 let mut sums = [[vdupq_n_f32(0.0); Q]; N];
                 for block in group * per_group..((group + 1) * per_group).min(blocks) {
                     let registers = start.add(block * BITS);
@@ -193,7 +197,7 @@ unsafe fn int8<const N: usize, const Q: usize, const BITS: usize, const DOT: boo
                         }
                     }
                     for h in 0..Q {
-                        let (_, zero) = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                        let (_, zero) = grids[h];
                         for row in 0..N {
                             let sum = *x_sums.add(block * N + row);
                             let shift = if BITS == 8 { 128 * sum as i32 } else { 0 };
@@ -206,7 +210,7 @@ unsafe fn int8<const N: usize, const Q: usize, const BITS: usize, const DOT: boo
                     }
                 }
                 for h in 0..Q {
-                    let (scale, _) = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                    let (scale, _) = grids[h];
                     for row in 0..N {
                         totals[row][h] = vfmaq_f32(totals[row][h], sums[row][h], scale);
                     }
@@ -237,12 +241,16 @@ unsafe fn float<const N: usize, const Q: usize, const BITS: usize>(
         for group in 0..groups {
             // SAFETY: as above.
             unsafe {
+                let mut grids = [(vdupq_n_f32(0.0), vdupq_n_f32(0.0)); Q];
+                for h in 0..Q {
+                    grids[h] = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                }
                 let mut sums = [[vdupq_n_f32(0.0); Q]; N];
                 for block in group * per_group..((group + 1) * per_group).min(blocks) {
                     let registers = start.add(block * BITS);
                     let values = values.add(block * N * BLOCK);
                     for h in 0..Q {
-                        let (_, zero) = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                        let (_, zero) = grids[h];
                         for q in 0..BLOCK / 4 {
                             let mut codes = vreinterpretq_u32_u8(quad::<BITS>(registers, first + h * LANES, q));
                             for i in 4 * q..4 * q + 4 {
@@ -258,7 +266,7 @@ unsafe fn float<const N: usize, const Q: usize, const BITS: usize>(
                     }
                 }
                 for h in 0..Q {
-                    let (scale, _) = grid(tiles, (tile * groups + group) * ROWS + first + h * LANES);
+                    let (scale, _) = grids[h];
                     for row in 0..N {
                         totals[row][h] = vfmaq_f32(totals[row][h], sums[row][h], scale);
                     }

@@ -257,7 +257,7 @@ impl Tiles {
         Some(Self { width: TWO_OF_FOUR, codes, ..self.clone_without_codes() })
     }
 
-    fn clone_without_codes(&self) -> Self {
+    pub(super) fn clone_without_codes(&self) -> Self {
         let (scales, zeros, order) = (self.scales.clone(), self.zeros.clone(), self.order.clone());
         Self { codes: Pages::zeroed(0), scales, zeros, order, ..*self }
     }
