@@ -45,6 +45,14 @@ impl<K: Key> Pair<K> {
         }
         let theirs = self.model.range((begin, end));
         assert!(ours.clone().take(limit).eq(theirs.clone().take(limit)), "{begin:?} .. {end:?}");
+        // Visited together, and from anywhere between.
+        let mut rest = ours.clone();
+        let skipped = rest.by_ref().take(limit / 2).count();
+        let all = rest.fold(Vec::new(), |mut all, pair| {
+            all.push(pair);
+            all
+        });
+        assert!(all.into_iter().eq(theirs.clone().skip(skipped)), "{begin:?} .. {end:?} together");
         assert!(ours.rev().take(limit).eq(theirs.rev().take(limit)), "{begin:?} .. {end:?} backwards");
     }
 
@@ -59,6 +67,7 @@ impl<K: Key> Pair<K> {
         assert_eq!(self.map.len(), self.model.len());
         assert!(self.map.iter().eq(&self.model));
         assert!(self.map.iter().rev().eq(self.model.iter().rev()));
+        assert_eq!(self.map.values().sum::<u64>(), self.model.values().sum::<u64>());
         assert_eq!(self.map.iter().size_hint(), (self.model.len(), Some(self.model.len())));
         assert_eq!(self.map.first_key_value(), self.model.first_key_value());
         assert_eq!(self.map.last_key_value(), self.model.last_key_value());
