@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 
 use super::bucket::Buckets;
-use super::fan::Cells;
+use super::fan::{Cells, PARTS_MOST, RUNS_MOST};
 use super::heap::{Heap, LARGE};
 use super::node::{BEHIND, Kind, Knots, Node, PIECES, POSITIONS, piece, place, place_on_curve};
 use crate::key::Key;
@@ -35,6 +35,8 @@ const CELLS_MANY: usize = 1 << 15;
 const CELL_LARGE: usize = 256;
 /// Keys for a part of a cell.
 const PART: usize = 16;
+/// Parts of all cells: with those that are not cut fewer than a table has room for.
+const PARTS_OF_ALL: usize = RUNS_MOST / 4;
 /// Where lines carry so many of so many keys below a fan there are no curves.
 const LINES_OF: usize = 3;
 const LINES_MANY: usize = 4;
@@ -106,7 +108,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
         let coordinate = self.coordinate;
         let n = end - begin;
-        let count = (n / CELL).clamp(CELLS_MIN, CELLS_MANY.max(n / CELL_LARGE));
+        let count = (n / CELL).clamp(CELLS_MIN, CELLS_MANY.max(n / CELL_LARGE)).min(PARTS_OF_ALL / 2);
         let mut cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
         if cells.count() < 2 {
             // So near to each other that their distances have lost their digits.
@@ -142,7 +144,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             self.heap.reserve(self.forecast(&runs));
         }
         let children = self.heap.array::<Node<C>>(runs.len());
-        let side = self.heap.array::<u32>(table.len());
+        let side = self.heap.array::<u64>(table.len());
         // SAFETY: the block has the length of the table. Runs are disjoint and cover what the caller promised; children
         // have their number.
         unsafe {
@@ -205,7 +207,8 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             return;
         }
         if to - from == 1 {
-            let parts = ((end - begin) / PART).max(1).ilog2().min(cells.shift.into()) as u8;
+            let part = PART.max((begins[begins.len() - 1] - begins[0]) / PARTS_OF_ALL);
+            let parts = ((end - begin) / part).max(1).ilog2().min(cells.shift.min(PARTS_MOST).into()) as u8;
             return self.split_cell(cells, (from as u64) << cells.shift, (cells.shift, parts), (begin, end), law, runs);
         }
         let middle = from + (to - from) / 2;

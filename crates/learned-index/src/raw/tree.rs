@@ -509,12 +509,12 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     buckets.free(heap, room);
                 }
                 Kind::Fan => {
-                    let (children, entries) = (data.cast::<Node<P::C>>(), before.entries());
+                    let (children, words) = (data.cast::<Node<P::C>>(), before.words());
                     for i in 0..room {
                         Self::unload(heap, children.add(i), pairs);
                     }
                     heap.free_array(children, room);
-                    heap.free_array(side.cast::<u32>(), entries);
+                    heap.free_array(side.cast::<u64>(), words);
                 }
             }
         }
