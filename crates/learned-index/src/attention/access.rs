@@ -106,7 +106,8 @@ impl Access {
     }
 
     fn csr(places: &[Place], cells: usize) -> Self {
-        let begins = (0..=cells as u32).map(|cell| places.partition_point(|place| place.cell() < cell) as u32).collect();
+        let begins =
+            (0..=cells as u32).map(|cell| places.partition_point(|place| place.cell() < cell) as u32).collect();
         Self::Csr {
             begins,
             ts: places.iter().map(Place::t).collect(),

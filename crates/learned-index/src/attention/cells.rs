@@ -317,8 +317,8 @@ static NORMAL: LazyLock<Normal> = LazyLock::new(|| {
     let mut points = std::array::from_fn(|i| {
         let x = (i as f64 / PIECES as f64 * 2.0 - 1.0) * f64::from(FAR);
         let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
-        let p = t
-            * (0.319_381_530 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
+        let p =
+            t * (0.319_381_530 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
         let tail = 0.398_942_280_401_432_7 * (-0.5 * x * x).exp() * p;
         (if x > 0.0 { 1.0 - tail } else { tail }) as f32
     });

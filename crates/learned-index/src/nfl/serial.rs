@@ -88,7 +88,8 @@ struct StoredMonotone<K: Key, V> {
 
 impl<'de, K: Key + Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for MonotoneMap<K, V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let StoredMonotone { steps, sampled, unchecked, base, flow, pairs } = StoredMonotone::deserialize(deserializer)?;
+        let StoredMonotone { steps, sampled, unchecked, base, flow, pairs } =
+            StoredMonotone::deserialize(deserializer)?;
         if steps == 0 {
             return Err(de::Error::custom("a monotone flow needs at least one step, found 0"));
         }

@@ -270,6 +270,23 @@ fn keys_without_a_line_work_and_lying_keys_do_no_harm() {
     assert!(map.iter().count() > 0);
 }
 
+/// Pairs that are visited together are numbered with 16 bits: blocks with more of them.
+#[test]
+fn long_walks() {
+    fn check<K: Key>(keys: impl Iterator<Item = K>, n: usize) {
+        let map: LearnedMap<K, usize> = keys.zip(0..).collect();
+        let half = *map.keys().nth(n / 2).unwrap();
+        assert_eq!(map.values().sum::<usize>(), n * (n - 1) / 2);
+        assert!(map.range(half..).fold(n / 2, |next, (_, i)| if *i == next { next + 1 } else { 0 }) == n);
+        let mut next = n / 2;
+        let count = map.scan(&half, usize::MAX, &mut |_, i| next += usize::from(*i == next));
+        assert_eq!((count, next), (n - n / 2, n));
+    }
+    let n = if cfg!(miri) { 300 } else { 200_000 };
+    check(0..n as u64, n);
+    check((0..n as u64).map(Lineless), n);
+}
+
 #[test]
 fn values_are_dropped_once() {
     use std::rc::Rc;
