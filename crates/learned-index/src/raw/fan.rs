@@ -94,6 +94,7 @@ impl<C: Key> Cells<C> {
     /// word is the length of the table. Then, in 16 bits each, how many runs later than the first the run of a part is. All
     /// cells that are not cut share one such number, which therefore is always near.
     pub(super) fn table(&mut self, runs: &[u64]) -> Vec<u64> {
+        debug_assert!(runs.len() < RUNS_MOST);
         // Runs that begin inside a cell of some width: its number, and the width of the parts that tell them.
         let parts = |shift: u8| {
             let inside = runs.iter().filter(move |at| at.trailing_zeros() < shift.into());

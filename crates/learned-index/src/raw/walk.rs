@@ -196,7 +196,7 @@ fn note(places: &mut [u16; MOST + BUCKET_MOST], at: usize, room: usize, number: 
 impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// Visits pairs from `from` on, in order, until `visit` refuses one; it is likely to take the first `about`.
     pub(crate) fn visit(&self, from: &K, about: usize, mut visit: impl FnMut(&K, &V) -> bool) {
-        let mut want = about.min(MOST);
+        let mut want = about.clamp(1, MOST);
         let mut walk = Walk::new(want, |mut pairs: Gathered<'_, K, V>| {
             want = MOST.min(2 * want);
             // SAFETY: pairs of this tree, which is borrowed.
