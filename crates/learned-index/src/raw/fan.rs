@@ -88,7 +88,7 @@ impl<C: Key> Cells<C> {
     }
 
     /// The table of runs that begin, ascending and the first of them with the first cell, at these points, fewer than
-    /// [`RUNS_MOST`]. It widens the cells if that makes it smaller.
+    /// [`RUNS_MOST`], no cell halved more than [`PARTS_MOST`] times. It widens the cells if that makes it smaller.
     ///
     /// First a word for each cell: the width of its parts, the run of its first part, and where to look for a part. The last
     /// word is the length of the table. Then, in 16 bits each, how many runs later than the first the run of a part is. All
