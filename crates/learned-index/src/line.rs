@@ -7,6 +7,8 @@
 //! Sources: "NFL: Robust Learned Index via Distribution Transformation" (arXiv 2205.11807); "Updatable Learned Index with
 //! Precise Positions" (arXiv 2104.05520).
 
+use serde::{Deserialize, Serialize};
+
 use crate::key::Key;
 
 /// A line through ranks, anchored at the smallest key.
@@ -71,7 +73,8 @@ impl<K: Key> Line<K> {
 }
 
 /// How keys collide on their line.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Conflicts {
     /// Keys too many in a slot, at the 99th percentile of occupied slots. Blind to a single slot that takes all.
     pub tail: usize,

@@ -3,7 +3,8 @@
 //! Look-ups and scans are measured on all keys loaded, with uniform reads of keys that are there. Mixes follow the
 //! protocol of the NFL paper: half of the keys are loaded, both ends among them, and requests come in batches of 256, some
 //! reads (by a Zipf law over the loaded keys, θ = 0.99) and some inserts of the other keys. Times are of this thread, on a
-//! clock; percentiles are of single operations, timed one by one in the last part of a run, the clock's own cost included.
+//! clock; percentiles are of single operations, those of every tenth batch of a mix, timed one by one, the clock's own cost
+//! included.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -25,6 +26,8 @@ const BATCH: usize = 256;
 const SCAN: usize = 100;
 /// Look-ups timed together.
 const SLICE: usize = 20_000;
+/// Operations of one in so many batches are timed one by one.
+const APART: usize = 10;
 /// Passes over the look-ups.
 const PASSES: usize = 3;
 
@@ -256,7 +259,7 @@ impl<'a, K: Exact> Case<'a, K> {
             for batch in 0..batches {
                 let keys: Vec<K> = (0..reads).map(|_| self.keys[self.split.load[zipf.position(&mut rng)]]).collect();
                 let new: Vec<(K, u64)> = inserts.by_ref().take(BATCH - reads).collect();
-                if batch < batches - batches / 10 {
+                if batch % APART != APART - 1 {
                     times.slice(BATCH, || {
                         black_box(sum_of(&index, &keys));
                         index.insert_batch(&new);

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::key::Key;
 use crate::map::LearnedMap;
 
+/// Tokens that most ranges have.
+const USUAL: usize = 16;
+
 /// Which structure finds the beginning of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,14 +24,42 @@ pub enum AccessKind {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub(super) y: f64,
-    pub(super) cell: u32,
-    pub(super) t: f32,
+    /// The cell, and below it the coordinate as an integer that ascends with it.
+    pub(super) order: u64,
     pub(super) token: u32,
 }
 
+/// The sign of a float.
+const SIGN: u32 = 1 << 31;
+
+impl Place {
+    pub(super) fn new(y: f64, cell: u32, t: f32, token: u32) -> Self {
+        Self { y, order: order(cell, t), token }
+    }
+
+    pub(super) fn cell(&self) -> u32 {
+        (self.order >> 32) as u32
+    }
+
+    /// Its coordinate.
+    pub(super) fn t(&self) -> f32 {
+        let bits = self.order as u32;
+        f32::from_bits(if bits & SIGN != 0 { bits ^ SIGN } else { !bits })
+    }
+}
+
+/// An integer that ascends with the cell and, inside a cell, with the coordinate.
+fn order(cell: u32, t: f32) -> u64 {
+    // Adding 0 turns −0 into 0.
+    let bits = (t + 0.0).to_bits();
+    let ascending = if bits & SIGN != 0 { !bits } else { bits | SIGN };
+    u64::from(cell) << 32 | u64::from(ascending)
+}
+
 impl Ord for Place {
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        self.cell.cmp(&other.cell).then(self.t.total_cmp(&other.t)).then(self.token.cmp(&other.token))
+        self.order.cmp(&other.order).then(self.token.cmp(&other.token))
     }
 }
 
@@ -75,10 +106,11 @@ impl Access {
     }
 
     fn csr(places: &[Place], cells: usize) -> Self {
-        let begins = (0..=cells as u32).map(|cell| places.partition_point(|place| place.cell < cell) as u32).collect();
+        let begins =
+            (0..=cells as u32).map(|cell| places.partition_point(|place| place.cell() < cell) as u32).collect();
         Self::Csr {
             begins,
-            ts: places.iter().map(|place| place.t).collect(),
+            ts: places.iter().map(Place::t).collect(),
             tokens: places.iter().map(|place| place.token).collect(),
         }
     }
@@ -89,7 +121,7 @@ impl Access {
             Access::Csr { begins, ts, tokens } => {
                 let cell_of = |i: usize| begins.partition_point(|&begin| begin as usize <= i) as u32 - 1;
                 // What lies on the axis is not needed here: the order is that of cells and coordinates.
-                let own = (0..ts.len()).map(|i| Place { y: 0.0, cell: cell_of(i), t: ts[i], token: tokens[i] });
+                let own = (0..ts.len()).map(|i| Place::new(0.0, cell_of(i), ts[i], tokens[i]));
                 let mut places: Vec<Place> = own.chain(more).collect();
                 places.sort();
                 *self = Self::csr(&places, cells);
@@ -122,13 +154,14 @@ impl Access {
                 }
             }
             Access::Learned(map) => {
-                let begin = Place { y, cell, t: from, token: 0 };
-                for (place, ()) in map.lower_bound(std::ops::Bound::Included(&begin)) {
-                    if place.cell != cell || place.t > to {
-                        break;
+                let last = order(cell, to);
+                map.tree.visit(&Place::new(y, cell, from, 0), USUAL, |place, ()| {
+                    let inside = place.order <= last;
+                    if inside {
+                        emit(place.token, place.t());
                     }
-                    emit(place.token, place.t);
-                }
+                    inside
+                });
             }
         }
     }

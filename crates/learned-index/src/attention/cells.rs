@@ -98,7 +98,7 @@ impl Cells {
                 self.push(centroid, &members.iter().map(|&i| row(i)).collect::<Vec<_>>(), prefill, config.aligned);
             for &i in &members {
                 let t = self.coordinate(cell, row(i));
-                places.push(Place { y: self.y(cell, t), cell: cell as u32, t, token: tokens[i] });
+                places.push(Place::new(self.y(cell, t), cell as u32, t, tokens[i]));
             }
         }
         places
@@ -155,7 +155,7 @@ impl Cells {
             spread.len += 1;
             (spread.min, spread.max) = (spread.min.min(t), spread.max.max(t));
             spread.residual = spread.residual.max(off);
-            places.push(Place { y: self.y(cell, t), cell: cell as u32, t, token });
+            places.push(Place::new(self.y(cell, t), cell as u32, t, token));
         }
         if !far.is_empty() {
             places.extend(self.cluster(&far, &far_tokens, prefill, config));
@@ -307,31 +307,43 @@ fn nearest(centroids: &[f32], rows: &[f32], dim: usize) -> Vec<u32> {
 const PIECES: usize = 1024;
 const FAR: f32 = 6.0;
 
-static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
-    let mut points: Vec<f32> = (0..=PIECES)
-        .map(|i| {
-            let x = (i as f64 / PIECES as f64 * 2.0 - 1.0) * f64::from(FAR);
-            let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
-            let p = t
-                * (0.319_381_530
-                    + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
-            let tail = 0.398_942_280_401_432_7 * (-0.5 * x * x).exp() * p;
-            (if x > 0.0 { 1.0 - tail } else { tail }) as f32
-        })
-        .collect();
-    (points[0], points[PIECES]) = (0.0, 1.0);
-    points
-});
-
 /// Standard normal distribution function, to 5e-6. A polygon whose pieces are clamped to their ends: it never decreases,
 /// by no bit, so that places keep the order of coordinates.
 ///
 /// Source of the points: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.17.
+pub(super) struct Normal([f32; PIECES + 1]);
+
+static NORMAL: LazyLock<Normal> = LazyLock::new(|| {
+    let mut points = std::array::from_fn(|i| {
+        let x = (i as f64 / PIECES as f64 * 2.0 - 1.0) * f64::from(FAR);
+        let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
+        let p =
+            t * (0.319_381_530 + t * (-0.356_563_782 + t * (1.781_477_937 + t * (-1.821_255_978 + t * 1.330_274_429))));
+        let tail = 0.398_942_280_401_432_7 * (-0.5 * x * x).exp() * p;
+        (if x > 0.0 { 1.0 - tail } else { tail }) as f32
+    });
+    (points[0], points[PIECES]) = (0.0, 1.0);
+    Normal(points)
+});
+
+impl Normal {
+    pub(super) fn law() -> &'static Self {
+        &NORMAL
+    }
+
+    /// How likely a number up to `x` is.
+    #[inline(always)]
+    pub(super) fn below(&self, x: f32) -> f32 {
+        let at = (x.clamp(-FAR, FAR) + FAR) * (PIECES as f32 / (2.0 * FAR));
+        let i = (at as u32).min(PIECES as u32 - 1);
+        let (low, high) = (self.0[i as usize], self.0[i as usize + 1]);
+        (low + (at - i as f32) * (high - low)).min(high)
+    }
+}
+
+/// [`Normal::below`] of the one law there is.
 pub(super) fn normal_cdf(x: f32) -> f32 {
-    let at = (x.clamp(-FAR, FAR) + FAR) * (PIECES as f32 / (2.0 * FAR));
-    let i = (at as usize).min(PIECES - 1);
-    let (low, high) = (NORMAL[i], NORMAL[i + 1]);
-    (low + (at - i as f32) * (high - low)).min(high)
+    Normal::law().below(x)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use crate::raw::simd;
 /// Sums that run side by side.
 const LANES: usize = 32;
 
-/// Runs a loop of products, compiled for this processor.
+/// Runs a loop of products, compiled for this processor: a plain one, because what an iterator's `fold` or `collect` calls
+/// is compiled for the baseline.
 #[inline(always)]
 pub(super) fn each<R>(work: impl FnOnce() -> R) -> R {
     simd::run(work)
@@ -36,7 +37,11 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 pub(super) fn products(rows: &[f32], with: &[f32], out: &mut [f32]) {
     each(
         #[inline(always)]
-        || out.iter_mut().zip(rows.chunks_exact(with.len())).for_each(|(out, row)| *out = dot(row, with)),
+        || {
+            for (out, row) in out.iter_mut().zip(rows.chunks_exact(with.len())) {
+                *out = dot(row, with);
+            }
+        },
     );
 }
 
@@ -45,15 +50,15 @@ pub(super) fn best_rows(rows: &[f32], penalties: &[f32], of: &[f32], dim: usize)
     each(
         #[inline(always)]
         || {
-            let best = |row: &[f32]| {
-                let mut best = (f32::NEG_INFINITY, 0);
-                for (i, (candidate, penalty)) in rows.chunks_exact(dim).zip(penalties).enumerate() {
+            let mut best = vec![0; of.len() / dim];
+            for (best, row) in best.iter_mut().zip(of.chunks_exact(dim)) {
+                let mut highest = f32::NEG_INFINITY;
+                for ((i, candidate), penalty) in (0..).zip(rows.chunks_exact(dim)).zip(penalties) {
                     let score = dot(candidate, row) - penalty;
-                    best = if score > best.0 { (score, i as u32) } else { best };
+                    (highest, *best) = if score > highest { (score, i) } else { (highest, *best) };
                 }
-                best.1
-            };
-            of.chunks_exact(dim).map(best).collect()
+            }
+            best
         },
     )
 }

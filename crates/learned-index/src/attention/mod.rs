@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 
 use crate::raw::prefetch_ahead;
 use access::{Access, AccessKind, Place};
-use cells::{Aligned, Cells, normal_cdf};
+use cells::{Aligned, Cells, Normal, Spread};
 use dense::dot;
 
 /// Rows of keys that are asked for ahead, and numbers in a cache line.
@@ -189,7 +189,7 @@ impl KvIndex {
             let centred = subtract(&std::mem::take(&mut self.tail), &self.mean);
             let first = self.indexed as u32;
             let places = self.cells.add(&centred, first, &self.prefill, &self.config);
-            let mut touched: Vec<u32> = places.iter().map(|place| place.cell).collect();
+            let mut touched: Vec<u32> = places.iter().map(|place| place.cell()).collect();
             touched.sort_unstable();
             touched.dedup();
             self.access.extend(places, self.cells.len());
@@ -204,11 +204,11 @@ impl KvIndex {
         let old = self.cells.spread(cell as usize);
         let mut places = Vec::with_capacity(old.len);
         self.access.range(cell, old.begin, f32::NEG_INFINITY, f32::INFINITY, |token, t| {
-            places.push(Place { y: self.cells.y(cell as usize, t), cell, t, token });
+            places.push(Place::new(self.cells.y(cell as usize, t), cell, t, token));
         });
-        let ts: Vec<f32> = places.iter().map(|place| place.t).collect();
+        let ts: Vec<f32> = places.iter().map(|place| place.t()).collect();
         if self.cells.refit(cell as usize, &ts, self.config.drift) {
-            let moved = |place: &Place| Place { y: self.cells.y(cell as usize, place.t), ..*place };
+            let moved = |place: &Place| Place { y: self.cells.y(cell as usize, place.t()), ..*place };
             self.access.replace(&places, moved);
             self.refitted += 1;
         }
@@ -243,10 +243,9 @@ impl KvIndex {
         }
         check_rows("query", query, self.dim)?;
         out.clear();
-        let mut visits = self.visits(query);
+        let visits = self.visits(query);
         let threshold = threshold(&visits, budget);
         let mut stats = SelectStats { cells: visits.len(), ..SelectStats::default() };
-        visits.sort_unstable_by_key(|visit| visit.cell);
         for visit in &visits {
             let begin = out.len();
             let range = visit.range(threshold);
@@ -337,23 +336,28 @@ impl KvIndex {
         (std::iter::repeat_with(pass).take(10).fold(f64::INFINITY, f64::min), starts.len())
     }
 
-    /// The cells that may hold the best tokens.
+    /// The cells that may hold the best tokens, in their order.
     fn visits(&self, query: &[f32]) -> Vec<Visit> {
         let cells = &self.cells;
         let mut products = vec![0.0; 2 * cells.len()];
         dense::products(cells.centroids_and_slopes(), query, &mut products);
-        let visit = |(j, two): (usize, &[f32])| {
-            let (cell, spread) = (j as u32, cells.spread(j));
-            Visit { cell, a: two[0], s: two[1], spread, worth: two[0] + 2.0 * two[1].abs() * spread.deviation }
+        // What a token two deviations above the mean of its cell scores.
+        let worth = |(cell, two): (usize, &[f32])| {
+            let spread = cells.spread(cell);
+            (spread.len > 0).then(|| (two[0] + 2.0 * two[1].abs() * spread.deviation, cell as u32))
         };
-        let mut visits: Vec<Visit> =
-            products.chunks_exact(2).enumerate().map(visit).filter(|visit| visit.spread.len > 0).collect();
+        let mut best: Vec<(f32, u32)> = products.chunks_exact(2).enumerate().filter_map(worth).collect();
         let kept = self.config.visited;
-        if kept < visits.len() {
-            visits.select_nth_unstable_by(kept, |a, b| b.worth.total_cmp(&a.worth).then(a.cell.cmp(&b.cell)));
-            visits.truncate(kept);
+        if kept < best.len() {
+            best.select_nth_unstable_by(kept, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            best.truncate(kept);
         }
-        visits
+        best.sort_unstable_by_key(|(_, cell)| *cell);
+        let visit = |(_, cell): (f32, u32)| {
+            let at = 2 * cell as usize;
+            Visit::new(cell, products[at], products[at + 1], cells.spread(cell as usize))
+        };
+        best.into_iter().map(visit).collect()
     }
 }
 
@@ -362,23 +366,22 @@ struct Visit {
     cell: u32,
     a: f32,
     s: f32,
-    spread: cells::Spread,
-    worth: f32,
+    /// How many tokens; their scores follow a normal law with this mean and this inverse of the deviation.
+    tokens: f32,
+    mean: f32,
+    steepness: f32,
+    /// Lowest and highest estimated score.
+    ends: (f32, f32),
 }
 
 /// Slopes below this are none.
 const FLAT: f32 = 1e-9;
 
 impl Visit {
-    /// How many tokens score at least `threshold`, by the normal law.
-    fn count(&self, threshold: f32) -> f32 {
-        let n = self.spread.len as f32;
-        if self.s.abs() < FLAT {
-            return if self.a >= threshold { n } else { 0.0 };
-        }
-        let t = (threshold - self.a) / self.s;
-        let below = normal_cdf((t - self.spread.mean) / self.spread.deviation);
-        if self.s > 0.0 { n * (1.0 - below) } else { n * below }
+    fn new(cell: u32, a: f32, s: f32, spread: Spread) -> Self {
+        let (x, y) = (a + s * spread.min, a + s * spread.max);
+        let steepness = 1.0 / (s.abs() * spread.deviation).max(FLAT);
+        Self { cell, a, s, tokens: spread.len as f32, mean: a + s * spread.mean, steepness, ends: (x.min(y), x.max(y)) }
     }
 
     /// Coordinates of the tokens that score at least `threshold`.
@@ -390,25 +393,32 @@ impl Visit {
         let t = (threshold - self.a) / self.s;
         Some(if self.s > 0.0 { (t, all.1) } else { (all.0, t) })
     }
-
-    /// Lowest and highest estimated score.
-    fn ends(&self) -> (f32, f32) {
-        let (x, y) = (self.a + self.s * self.spread.min, self.a + self.s * self.spread.max);
-        (x.min(y), x.max(y))
-    }
 }
 
 /// The score that about `budget` tokens reach.
 fn threshold(visits: &[Visit], budget: usize) -> f32 {
-    if visits.iter().map(|visit| visit.spread.len).sum::<usize>() <= budget {
+    if visits.iter().map(|visit| visit.tokens).sum::<f32>() <= budget as f32 {
         return f32::NEG_INFINITY;
     }
-    let ends = visits.iter().map(Visit::ends);
+    let ends = visits.iter().map(|visit| visit.ends);
     let (mut low, mut high) = ends.fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), (x, y)| (l.min(x), h.max(y)));
+    let law = Normal::law();
+    let mut counts = vec![0.0; visits.len()];
+    // Tokens that score at least as much, by the normal laws.
+    let mut count = |score: f32| -> f32 {
+        dense::each(
+            #[inline(always)]
+            || {
+                for (count, visit) in counts.iter_mut().zip(visits) {
+                    *count = visit.tokens * law.below((visit.mean - score) * visit.steepness);
+                }
+            },
+        );
+        counts.iter().sum()
+    };
     for _ in 0..12 {
         let middle = 0.5 * (low + high);
-        let count: f32 = visits.iter().map(|visit| visit.count(middle)).sum();
-        *(if count >= budget as f32 { &mut low } else { &mut high }) = middle;
+        *(if count(middle) >= budget as f32 { &mut low } else { &mut high }) = middle;
     }
     low
 }

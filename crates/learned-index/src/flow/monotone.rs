@@ -10,6 +10,8 @@
 //!
 //! Cost: a binary search and one product a key.
 
+use serde::{Deserialize, Serialize};
+
 use super::tanh::tanh;
 use crate::error::{Error, Result};
 
@@ -19,7 +21,8 @@ const POINTS: usize = 4;
 const NARROWEST: f64 = 1e-18;
 
 /// A soft step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Step {
     /// Steepness.
     u: f64,
@@ -27,8 +30,47 @@ struct Step {
     b: f64,
 }
 
+/// A flow as serde stores it, not yet checked.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    min: f64,
+    range: f64,
+    steps: Vec<Step>,
+    points: Vec<(f64, f64)>,
+}
+
+impl TryFrom<Stored> for MonotoneFlow {
+    type Error = Error;
+
+    fn try_from(stored: Stored) -> Result<Self> {
+        let Stored { min, range, steps, mut points } = stored;
+        let numbers = steps.iter().flat_map(|step| [step.u, step.b]).chain(points.iter().flat_map(|&(x, y)| [x, y]));
+        let whole = numbers.chain([min]).all(f64::is_finite) && range > 0.0 && range.is_finite() && !steps.is_empty();
+        // A format that rounds numbers may have made two points one.
+        points.dedup_by(|next, last| next.0 <= last.0 && next.1 <= last.1);
+        if !whole || points.len() < 2 || !points.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1) {
+            return Err(Error::Invalid(format!(
+                "a monotone flow is finite and has a range, at least one step and two points, and its points ascend; \
+                 found a range of {range}, {} steps and {} points",
+                steps.len(),
+                points.len()
+            )));
+        }
+        Ok(Self { min, range, steps, points })
+    }
+}
+
+impl From<MonotoneFlow> for Stored {
+    fn from(flow: MonotoneFlow) -> Self {
+        let MonotoneFlow { min, range, steps, points } = flow;
+        Self { min, range, steps, points }
+    }
+}
+
 /// A strictly increasing function of the key, from 0 to 1.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Stored", into = "Stored")]
 pub struct MonotoneFlow {
     min: f64,
     range: f64,

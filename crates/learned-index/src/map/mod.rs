@@ -42,9 +42,9 @@ pub use traits::IntoIter;
 /// layout in memory; see [`reference`](crate::reference) for the published one.
 ///
 /// Cost: a look-up takes one cache miss in the pairs; where no line carries the keys, also a table and a node or two, which
-/// mostly are in a cache. An insert moves a few pairs, most often within one cache line. A node is rebuilt, half full, when
-/// an insert finds no room near its place and four fifths of the node are taken: in the long run that moves about three
-/// keys per insert.
+/// mostly are in a cache. An insert moves a few pairs, most often within one cache line. A node is rebuilt, with twice the
+/// room, when an insert finds none near its place and nine tenths of the node are taken: in the long run that moves about
+/// two keys per insert.
 pub struct LearnedMap<K: Key, V> {
     pub(crate) tree: Tree<K, V, Direct>,
 }

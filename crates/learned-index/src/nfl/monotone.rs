@@ -15,11 +15,11 @@ use super::{DRIFT, SAMPLE};
 
 /// A key's place by a flow that ascends.
 #[derive(Debug, Clone)]
-struct Ascending<K> {
+pub(super) struct Ascending<K> {
     /// The smallest key when the flow was fitted; of an empty map none.
-    base: Option<K>,
+    pub(super) base: Option<K>,
     /// `None` for keys without a range: they are their own places.
-    flow: Option<MonotoneFlow>,
+    pub(super) flow: Option<MonotoneFlow>,
 }
 
 impl<K: Key> Ascending<K> {
@@ -65,11 +65,11 @@ impl<K: Key> Project<K> for Ascending<K> {
 /// 2205.11807) gives one that folds. Cost: a look-up of [`LearnedMap`](crate::LearnedMap) over even keys, and a binary
 /// search among the points of the flow, four a step.
 pub struct MonotoneMap<K: Key, V> {
-    tree: Tree<K, V, Ascending<K>>,
-    steps: usize,
+    pub(super) tree: Tree<K, V, Ascending<K>>,
+    pub(super) steps: usize,
     /// Conflicts of a sample when the flow was fitted, and inserts since they were last looked at.
-    sampled: Conflicts,
-    unchecked: usize,
+    pub(super) sampled: Conflicts,
+    pub(super) unchecked: usize,
 }
 
 impl<K: Key, V> MonotoneMap<K, V> {

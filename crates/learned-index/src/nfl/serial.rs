@@ -1,21 +1,23 @@
-//! Serde: how the map is loaded, its flow, and its pairs. Nodes are not stored, they are built again; nothing is trained again.
+//! Serde: how a map is loaded, its flow, and its pairs. Nodes are not stored, they are built again; nothing is trained again.
 
 use serde::ser::SerializeStruct;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::monotone::{Ascending, MonotoneMap};
 use super::switch::Switch;
 use super::{Folded, Layout, NflConfig, NflMap};
-use crate::flow::FoldingFlow;
+use crate::flow::{FoldingFlow, MonotoneFlow};
 use crate::key::Key;
+use crate::line::Conflicts;
 use crate::map::LearnedMap;
 use crate::raw::Tree;
 
-/// The pairs of a map as a map, in whatever order they lie.
-struct Pairs<'a, K: Key, V>(&'a NflMap<K, V>);
+/// Pairs as a map, in whatever order they come.
+struct Pairs<F>(F);
 
-impl<K: Key + Serialize, V: Serialize> Serialize for Pairs<'_, K, V> {
+impl<K: Serialize, V: Serialize, I: Iterator<Item = (K, V)>, F: Fn() -> I> Serialize for Pairs<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter())
+        serializer.collect_map(self.0())
     }
 }
 
@@ -31,7 +33,7 @@ impl<K: Key + Serialize, V: Serialize> Serialize for NflMap<K, V> {
         fields.serialize_field("sampled", &self.sampled)?;
         fields.serialize_field("unchecked", &self.unchecked)?;
         fields.serialize_field("folded", &folded)?;
-        fields.serialize_field("pairs", &Pairs(self))?;
+        fields.serialize_field("pairs", &Pairs(|| self.iter()))?;
         fields.end()
     }
 }
@@ -57,5 +59,41 @@ impl<'de, K: Key + Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for N
             _ => Layout::Plain(pairs),
         };
         Ok(Self { layout, config, switch, sampled, unchecked })
+    }
+}
+
+impl<K: Key + Serialize, V: Serialize> Serialize for MonotoneMap<K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("MonotoneMap", 6)?;
+        fields.serialize_field("steps", &self.steps)?;
+        fields.serialize_field("sampled", &self.sampled)?;
+        fields.serialize_field("unchecked", &self.unchecked)?;
+        fields.serialize_field("base", &self.tree.project.base)?;
+        fields.serialize_field("flow", &self.tree.project.flow)?;
+        fields.serialize_field("pairs", &Pairs(|| self.iter()))?;
+        fields.end()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, bound = "K: Key + Deserialize<'de>, V: Deserialize<'de>")]
+struct StoredMonotone<K: Key, V> {
+    steps: usize,
+    sampled: Conflicts,
+    unchecked: usize,
+    base: Option<K>,
+    flow: Option<MonotoneFlow>,
+    pairs: LearnedMap<K, V>,
+}
+
+impl<'de, K: Key + Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for MonotoneMap<K, V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let StoredMonotone { steps, sampled, unchecked, base, flow, pairs } =
+            StoredMonotone::deserialize(deserializer)?;
+        if steps == 0 {
+            return Err(de::Error::custom("a monotone flow needs at least one step, found 0"));
+        }
+        let tree = Tree::from_sorted(pairs.into_iter().collect(), Ascending { base, flow });
+        Ok(Self { tree, steps, sampled, unchecked })
     }
 }

@@ -1,9 +1,9 @@
 //! Look-ups of many keys: their memory accesses overlap.
 
 use std::mem;
-use std::ptr;
 
 use super::bucket::Buckets;
+use super::fan::Entry;
 use super::node::{Kind, Node};
 use super::prefetch::prefetch_ahead;
 use super::simd;
@@ -60,7 +60,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         unsafe {
             // Those that are at fans, and where the tables of these say how it goes on.
             let mut above: [u8; GROUP] = std::array::from_fn(|i| i as u8);
-            let mut entries = [ptr::null::<u32>(); GROUP];
+            let mut entries = [Entry::NONE; GROUP];
             let mut left = leaves.len();
             while left > 0 {
                 let mut kept = 0;
@@ -69,7 +69,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     let node = leaves[i].node;
                     if (*node).kind == Kind::Fan {
                         entries[kept] = (*node).entry_of(coordinate(i));
-                        prefetch_ahead(entries[kept]);
+                        prefetch_ahead(entries[kept].later);
                         above[kept] = i as u8;
                         kept += 1;
                     }
@@ -77,7 +77,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 left = kept;
                 for (i, entry) in above.iter().zip(&entries[..left]) {
                     let leaf = &mut leaves[usize::from(*i)];
-                    leaf.node = (*leaf.node).data.cast::<Node<P::C>>().add(**entry as usize);
+                    leaf.node = (*leaf.node).data.cast::<Node<P::C>>().add(entry.child());
                     prefetch_ahead(leaf.node);
                     prefetch_ahead(&raw const (*leaf.node).knots);
                 }

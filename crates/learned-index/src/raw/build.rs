@@ -4,11 +4,11 @@
 //! neighbouring cells join again where a line carries them. So a line is never asked for more than it can do, and most
 //! look-ups of a freshly built tree take the same path: fan, line, bucket.
 
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::ptr;
 
 use super::bucket::Buckets;
-use super::fan::Cells;
+use super::fan::{Cells, PARTS_MOST, RUNS_MOST};
 use super::heap::{Heap, LARGE};
 use super::node::{BEHIND, Kind, Knots, Node, PIECES, POSITIONS, piece, place, place_on_curve};
 use crate::key::Key;
@@ -16,7 +16,7 @@ use crate::key::Key;
 /// How much of its buckets a run fills: when all is loaded at once …
 pub(super) const LOADED: f64 = 0.72;
 /// … and when a node has grown out of them and will go on growing.
-pub(super) const GROWING: f64 = 0.5;
+pub(super) const GROWING: f64 = 0.45;
 /// Where so many buckets full of pairs would flow on, they go to a child.
 const FLOOD: usize = 4;
 /// Up to here a run may flow as it likes.
@@ -35,6 +35,8 @@ const CELLS_MANY: usize = 1 << 15;
 const CELL_LARGE: usize = 256;
 /// Keys for a part of a cell.
 const PART: usize = 16;
+/// Parts of all cells: with those that are not cut fewer than a table has room for.
+const PARTS_OF_ALL: usize = RUNS_MOST / 4;
 /// Where lines carry so many of so many keys below a fan there are no curves.
 const LINES_OF: usize = 3;
 const LINES_MANY: usize = 4;
@@ -53,16 +55,18 @@ pub(super) struct Builder<'a, C, K, V, F> {
     pub(super) ordered: bool,
     /// How much of the buckets to fill.
     pub(super) fill: f64,
+    /// Whether the first node is likely to need a curve: lines are tried later then.
+    pub(super) curved: bool,
     pub(super) marker: std::marker::PhantomData<C>,
 }
 
 /// Pairs that become one node.
-struct Run {
+struct Run<C> {
     /// Where it begins, as a [`point`](Cells::point).
     at: u64,
     begin: usize,
     end: usize,
-    model: Option<Law>,
+    model: Option<Curve<C>>,
 }
 
 /// What places the keys of a model.
@@ -91,10 +95,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             // SAFETY: the caller's promise.
             return unsafe { self.flat(begin, end) };
         }
-        for law in [Law::Line, Law::Curve] {
-            if self.is_carried(begin, end, law) {
+        let laws = if mem::take(&mut self.curved) { [Law::Curve, Law::Line] } else { [Law::Line, Law::Curve] };
+        for law in laws {
+            if let Some(curve) = self.carrying(begin, end, law) {
                 // SAFETY: the caller's promise.
-                return unsafe { self.model(begin, end, law) };
+                return unsafe { self.model(begin, end, curve) };
             }
         }
         // SAFETY: the caller's promise.
@@ -106,7 +111,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     unsafe fn fan(&mut self, begin: usize, end: usize) -> Node<C> {
         let coordinate = self.coordinate;
         let n = end - begin;
-        let count = (n / CELL).clamp(CELLS_MIN, CELLS_MANY.max(n / CELL_LARGE));
+        let count = (n / CELL).clamp(CELLS_MIN, CELLS_MANY.max(n / CELL_LARGE)).min(PARTS_OF_ALL / 2);
         let mut cells = Cells::over(end - begin, |i| coordinate(begin + i), count);
         if cells.count() < 2 {
             // So near to each other that their distances have lost their digits.
@@ -141,15 +146,16 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         if self.heap.reserved() == 0 {
             self.heap.reserve(self.forecast(&runs));
         }
-        let children = self.heap.array::<Node<C>>(runs.len());
-        let side = self.heap.array::<u32>(table.len());
+        let branches = runs.len();
+        let children = self.heap.array::<Node<C>>(branches);
+        let side = self.heap.array::<u64>(table.len());
         // SAFETY: the block has the length of the table. Runs are disjoint and cover what the caller promised; children
         // have their number.
         unsafe {
             ptr::copy_nonoverlapping(table.as_ptr(), side, table.len());
-            for (i, run) in runs.iter().enumerate() {
+            for (i, run) in runs.into_iter().enumerate() {
                 let child = match run.model {
-                    Some(law) => self.model(run.begin, run.end, law),
+                    Some(curve) => self.model(run.begin, run.end, curve),
                     None => self.build(run.begin, run.end),
                 };
                 children.add(i).write(child);
@@ -161,12 +167,12 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             limit: cells.limit,
             shift: cells.shift,
             side: side.cast(),
-            ..self.node(Kind::Fan, children.cast(), runs.len(), end - begin)
+            ..self.node(Kind::Fan, children.cast(), branches, end - begin)
         }
     }
 
     /// Bytes that runs will take inside the regions of the heap, about.
-    fn forecast(&self, runs: &[Run]) -> usize {
+    fn forecast(&self, runs: &[Run<C>]) -> usize {
         let per = Buckets::<K, V>::PER as f64;
         let nodes = runs.len() * size_of::<Node<C>>();
         let pairs = runs.iter().map(|run| {
@@ -199,13 +205,14 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     }
 
     /// Cuts cells `from..to` into runs that each become one node. Cells without pairs go with the run before them.
-    fn split(&self, cells: &Cells<C>, begins: &[usize], (from, to): (usize, usize), law: Law, runs: &mut Vec<Run>) {
+    fn split(&self, cells: &Cells<C>, begins: &[usize], (from, to): (usize, usize), law: Law, runs: &mut Vec<Run<C>>) {
         let (begin, end) = (begins[from], begins[to]);
         if self.is_run((from as u64) << cells.shift, begin, end, law, runs) {
             return;
         }
         if to - from == 1 {
-            let parts = ((end - begin) / PART).max(1).ilog2().min(cells.shift.into()) as u8;
+            let part = PART.max((begins[begins.len() - 1] - begins[0]) / PARTS_OF_ALL);
+            let parts = ((end - begin) / part).max(1).ilog2().min(cells.shift.min(PARTS_MOST).into()) as u8;
             return self.split_cell(cells, (from as u64) << cells.shift, (cells.shift, parts), (begin, end), law, runs);
         }
         let middle = from + (to - from) / 2;
@@ -221,7 +228,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         (width, parts): (u8, u8),
         (begin, end): (usize, usize),
         law: Law,
-        runs: &mut Vec<Run>,
+        runs: &mut Vec<Run<C>>,
     ) {
         if parts == 0 {
             return runs.push(Run { at, begin, end, model: None });
@@ -240,13 +247,14 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
     }
 
     /// Whether these pairs need not be cut; notes them as a run unless there are none.
-    fn is_run(&self, at: u64, begin: usize, end: usize, law: Law, runs: &mut Vec<Run>) -> bool {
+    fn is_run(&self, at: u64, begin: usize, end: usize, law: Law, runs: &mut Vec<Run<C>>) -> bool {
         let small = end - begin <= FLAT || self.one_coordinate(begin, end);
-        let carried = !small && self.is_carried(begin, end, law);
-        if begin < end && (small || carried) {
-            runs.push(Run { at, begin, end, model: carried.then_some(law) });
+        let model = if small { None } else { self.carrying(begin, end, law) };
+        let whole = small || model.is_some();
+        if begin < end && whole {
+            runs.push(Run { at, begin, end, model });
         }
-        small || carried
+        whole
     }
 
     /// The line over a run from its first to its last key; or the curve: lines through the ranks of its keys, each over
@@ -303,11 +311,11 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
         })
     }
 
-    /// Whether a curve spreads most of the run over its buckets.
-    fn is_carried(&self, begin: usize, end: usize, law: Law) -> bool {
+    /// The curve over a run, if it spreads most of its keys over their buckets.
+    fn carrying(&self, begin: usize, end: usize, law: Law) -> Option<Curve<C>> {
         let n = end - begin;
         if n > RUN_MAX {
-            return false;
+            return None;
         }
         let curve = self.curve(begin, end, law);
         let most_far = if n <= RUN_MIN { n } else { n / FAR_SHARE };
@@ -324,14 +332,14 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
                 waiting = waiting.saturating_sub(per * (place - at));
                 at = place;
                 if far > most_far || deeper > most_deeper {
-                    return false;
+                    return None;
                 }
             }
             waiting += 1;
             far += usize::from(waiting > 2 * per && waiting <= (FLOOD + 1) * per);
         }
         deeper += if waiting > (FLOOD + 1) * per { waiting } else { 0 };
-        far <= most_far && deeper <= most_deeper
+        (far <= most_far && deeper <= most_deeper).then_some(curve)
     }
 
     /// # Safety
@@ -353,8 +361,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
 
     /// # Safety
     /// As for [`Builder::build`].
-    unsafe fn model(&mut self, begin: usize, end: usize, law: Law) -> Node<C> {
-        let curve = self.curve(begin, end, law);
+    unsafe fn model(&mut self, begin: usize, end: usize, curve: Curve<C>) -> Node<C> {
         let per = Buckets::<K, V>::PER;
         let room = curve.buckets + BEHIND;
         let buckets = Buckets::<K, V>::new(self.heap, room);
@@ -391,7 +398,7 @@ impl<C: Key, K: Copy + Ord, V, F: Fn(usize) -> C + Copy> Builder<'_, C, K, V, F>
             base: MaybeUninit::new(curve.base),
             scale: curve.scale,
             limit: curve.limit,
-            curved: law == Law::Curve,
+            curved: curve.knots.is_some(),
             knots: curve.knots.unwrap_or([0; PIECES + 1]),
             side,
             ..self.node(Kind::Model, data, room, end - begin)

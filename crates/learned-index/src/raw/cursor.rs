@@ -1,16 +1,19 @@
 //! Walks in order.
 
 use std::marker::PhantomData;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 
 use super::bucket::{Buckets, Seat};
 use super::node::{Kind, Node, search};
 use super::prefetch::prefetch;
 use super::tree::{Project, Tree};
+use super::walk::{Gathered, Walk};
 use crate::key::Key;
 
 /// How many buckets a walk asks for ahead of where it is.
 const AHEAD: usize = 8;
+/// Pairs that a walk over a range gathers first.
+const SOME: usize = 16;
 
 /// The place of one pair.
 struct Cursor<K, V, C> {
@@ -174,6 +177,19 @@ impl<K: Ord, V, C: Key> Cursor<K, V, C> {
     }
 }
 
+impl<K: Ord, V, C: Key> Cursor<K, V, C> {
+    /// Visits the pairs from here on.
+    ///
+    /// # Safety
+    /// The tree has not changed since the cursor was made.
+    unsafe fn walk<F: FnMut(Gathered<'_, K, V>) -> usize>(&self, walk: &mut Walk<K, V, F>) -> ControlFlow<()> {
+        walk.run(self.pair(), self.len - self.at)?;
+        // SAFETY: the caller's promise.
+        self.above.iter().rev().try_for_each(|&(node, part)| unsafe { walk.rest(node, part + 1) })?;
+        walk.flush()
+    }
+}
+
 type Ends<K, V, C> = (Cursor<K, V, C>, Cursor<K, V, C>);
 
 /// Pairs from `front` to `back`, both included.
@@ -220,6 +236,22 @@ impl<K: Copy + Ord, V, C: Key> Span<K, V, C> {
             self.ends = None;
         }
         Some(pair)
+    }
+
+    /// Visits all pairs.
+    fn for_each(self, mut visit: impl FnMut(*mut (K, V))) {
+        let Some((front, back)) = self.ends else { return };
+        let last = back.pair();
+        let mut walk = Walk::new(SOME, |mut pairs| {
+            // The last one ends it.
+            let ended = pairs.any(|pair| {
+                visit(pair);
+                pair == last
+            });
+            if ended { 0 } else { usize::MAX }
+        });
+        // SAFETY: the tree has not changed.
+        _ = unsafe { front.walk(&mut walk) };
     }
 
     #[inline]
@@ -284,28 +316,6 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         // SAFETY: the tree is borrowed as long as the pair.
         unsafe { Cursor::<K, V, P::C>::end(&raw const self.root, last).map(|cursor| &*cursor.pair()) }
     }
-
-    /// Visits up to `limit` pairs from `from` on, in order. Returns how many.
-    pub(crate) fn scan(&self, from: &K, limit: usize, visit: &mut dyn FnMut(&K, &V)) -> usize {
-        let mut left = limit;
-        // SAFETY: the tree is borrowed.
-        unsafe {
-            let root = &raw const self.root;
-            let Some(mut cursor) = Cursor::<K, V, P::C>::lower_bound(root, self.project.project(from), from) else {
-                return 0;
-            };
-            loop {
-                let take = left.min(cursor.len - cursor.at);
-                for (key, value) in std::slice::from_raw_parts(cursor.pair(), take) {
-                    visit(key, value);
-                }
-                left -= take;
-                if left == 0 || !cursor.turn(false) {
-                    return limit - left;
-                }
-            }
-        }
-    }
 }
 
 macro_rules! iterator {
@@ -322,6 +332,12 @@ macro_rules! iterator {
 
             fn size_hint(&self) -> (usize, Option<usize>) {
                 (self.left.unwrap_or(usize::from(self.span.ends.is_some())), self.left)
+            }
+
+            fn fold<B, F: FnMut(B, Self::Item) -> B>(self, first: B, mut with: F) -> B {
+                let mut all = Some(first);
+                self.span.for_each(|pair| all = all.take().map(|all| with(all, $of(pair))));
+                all.expect("it is always put back")
             }
         }
 

@@ -14,6 +14,13 @@ const ONE: u64 = 1f64.to_bits();
 const DOUBLINGS: [u32; 7] = [1, 4, 8, 16, 24, 32, 48];
 /// How many times the cells may become twice as wide.
 const WIDER: u8 = 20;
+/// How often a cell may be halved into parts: their numbers have 16 bits.
+pub(super) const PARTS_MOST: u8 = 16;
+/// Runs of a table, and bits that say how wide a part is.
+pub(super) const RUNS_MOST: usize = 1 << (32 - WIDTH_BITS);
+const WIDTH_BITS: u32 = 6;
+/// Numbers of 16 bits in a word.
+const HALVES: usize = 4;
 /// Coordinates that the choice looks at.
 const SAMPLE: usize = 4096;
 
@@ -80,9 +87,14 @@ impl<C: Key> Cells<C> {
         point(1.0 + coordinate.offset_from(self.base) * self.scale, self.limit)
     }
 
-    /// The table of runs that begin, ascending and the first of them with the first cell, at these points. It widens the
-    /// cells if that makes it smaller.
-    pub(super) fn table(&mut self, runs: &[u64]) -> Vec<u32> {
+    /// The table of runs that begin, ascending and the first of them with the first cell, at these points, fewer than
+    /// [`RUNS_MOST`], no cell halved more than [`PARTS_MOST`] times. It widens the cells if that makes it smaller.
+    ///
+    /// First a word for each cell: the width of its parts, the run of its first part, and where to look for a part. The last
+    /// word is the length of the table. Then, in 16 bits each, how many runs later than the first the run of a part is. All
+    /// cells that are not cut share one such number, which therefore is always near.
+    pub(super) fn table(&mut self, runs: &[u64]) -> Vec<u64> {
+        debug_assert!(runs.len() < RUNS_MOST);
         // Runs that begin inside a cell of some width: its number, and the width of the parts that tell them.
         let parts = |shift: u8| {
             let inside = runs.iter().filter(move |at| at.trailing_zeros() < shift.into());
@@ -90,8 +102,11 @@ impl<C: Key> Cells<C> {
         };
         // What the table would take.
         let size = |shift: u8| {
-            let (mut size, mut last, mut finest) = (3 * (point(self.limit, self.limit) >> shift), u64::MAX, shift);
+            let (mut size, mut last, mut finest) = (4 * (point(self.limit, self.limit) >> shift), u64::MAX, shift);
             for (cell, width) in parts(shift) {
+                if shift - width > PARTS_MOST {
+                    return u64::MAX;
+                }
                 if cell != last {
                     (size, last, finest) = (size + (1 << (shift - finest)), cell, shift);
                 }
@@ -102,26 +117,40 @@ impl<C: Key> Cells<C> {
         self.shift = (self.shift..=(self.shift + WIDER).min(52)).min_by_key(|shift| size(*shift)).unwrap_or(self.shift);
         let (shift, count) = (self.shift, self.count());
         let mut finest = parts(shift).peekable();
-        let mut table = vec![0; 2 * (count + 1)];
+        let mut cells = Vec::with_capacity(count + 1);
+        // The number that cells without parts share comes first.
+        let entries_at = HALVES * (count + 1);
+        let mut entries = vec![0u16];
         let mut run = 0;
         for cell in 0..count {
             let mut width = shift;
             while let Some((_, part)) = finest.next_if(|(at, _)| *at == cell as u64) {
                 width = width.min(part);
             }
-            let first = (cell as u64) << shift;
-            // Of a point the parts of all cells up to its own are taken off, and those before its own put back.
-            (table[2 * cell], table[2 * cell + 1]) =
-                ((table.len() as u32).wrapping_sub((first >> width) as u32), width.into());
-            for part in 0..1u64 << (shift - width) {
-                while runs.get(run + 1).is_some_and(|at| *at <= first + (part << width)) {
+            let first_point = (cell as u64) << shift;
+            let mut run_of = |point: u64| {
+                while runs.get(run + 1).is_some_and(|at| *at <= point) {
                     run += 1;
                 }
-                table.push(run as u32);
+                run
+            };
+            let first = run_of(first_point);
+            let entry = if width == shift { 0 } else { entries.len() };
+            // Of a point the parts of all cells up to its own are taken off, and those before its own put back.
+            let offset = ((entries_at + entry) as u32).wrapping_sub((first_point >> width) as u32);
+            cells.push(u64::from(offset) << 32 | (first as u64) << WIDTH_BITS | u64::from(width));
+            if width < shift {
+                let parts = 0..1u64 << (shift - width);
+                entries.extend(parts.map(|part| (run_of(first_point + (part << width)) - first) as u16));
             }
         }
-        table[2 * count] = table.len() as u32;
-        table
+        cells.push((count + 1 + entries.len().div_ceil(HALVES)) as u64);
+        cells.extend(entries.chunks(HALVES).map(|four| {
+            let mut word = [0; size_of::<u64>()];
+            word.chunks_exact_mut(size_of::<u16>()).zip(four).for_each(|(to, x)| to.copy_from_slice(&x.to_ne_bytes()));
+            u64::from_ne_bytes(word)
+        }));
+        cells
     }
 }
 
@@ -129,6 +158,27 @@ impl<C: Key> Cells<C> {
 #[inline(always)]
 fn point(x: f64, limit: f64) -> u64 {
     x.max(1.0).min(limit).to_bits() - ONE
+}
+
+/// Where a fan says which child it is: a number of the table, and what it is counted from.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) later: *const u16,
+    first: u32,
+}
+
+impl Entry {
+    pub(super) const NONE: Self = Self { later: std::ptr::null(), first: 0 };
+
+    /// The child.
+    ///
+    /// # Safety
+    /// It is an entry of a fan of this tree.
+    #[inline(always)]
+    pub(super) unsafe fn child(self) -> usize {
+        // SAFETY: the caller's promise.
+        self.first as usize + usize::from(unsafe { *self.later })
+    }
 }
 
 impl<C: Key> Node<C> {
@@ -139,7 +189,7 @@ impl<C: Key> Node<C> {
     #[inline(always)]
     pub(super) unsafe fn child_of(&self, coordinate: C) -> usize {
         // SAFETY: the caller's promise.
-        unsafe { *self.entry_of(coordinate) as usize }
+        unsafe { self.entry_of(coordinate).child() }
     }
 
     /// The entry of the table that says which child has a coordinate.
@@ -147,27 +197,29 @@ impl<C: Key> Node<C> {
     /// # Safety
     /// This is a fan.
     #[inline(always)]
-    pub(super) unsafe fn entry_of(&self, coordinate: C) -> *const u32 {
+    pub(super) unsafe fn entry_of(&self, coordinate: C) -> Entry {
         // SAFETY: fans are built with a base and a table of `Cells::table`, which covers all points up to the limit.
         unsafe {
             let x = 1.0 + coordinate.offset_from(self.base.assume_init()) * self.scale;
             let point = point(x, self.limit);
-            let table = self.side.cast::<u32>().cast_const();
-            let cell = table.add(2 * (point >> self.shift) as usize);
-            table.add((*cell).wrapping_add((point >> *cell.add(1)) as u32) as usize)
+            let table = self.side.cast::<u64>().cast_const();
+            let cell = *table.add((point >> self.shift) as usize);
+            let part = (point >> (cell & ((1 << WIDTH_BITS) - 1))) as u32;
+            let later = table.cast::<u16>().add(((cell >> 32) as u32).wrapping_add(part) as usize);
+            Entry { later, first: cell as u32 >> WIDTH_BITS }
         }
     }
 }
 
 impl<C> Node<C> {
-    /// Entries of the table of a fan.
+    /// Words of the table of a fan.
     ///
     /// # Safety
     /// This is a fan.
-    pub(super) unsafe fn entries(&self) -> usize {
+    pub(super) unsafe fn words(&self) -> usize {
         let cells = (point(self.limit, self.limit) >> self.shift) as usize + 1;
         // SAFETY: the table was made by `Cells::table`, which ends the list of cells with the length of all.
-        unsafe { *self.side.cast::<u32>().add(2 * cells) as usize }
+        unsafe { *self.side.cast::<u64>().add(cells) as usize }
     }
 }
 
@@ -226,7 +278,7 @@ mod tests {
                 assert_eq!(unsafe { node.child_of(key) }, run);
             }
             // SAFETY: as above.
-            assert_eq!(unsafe { node.entries() }, table.len());
+            assert_eq!(unsafe { node.words() }, table.len());
         }
     }
 

@@ -9,7 +9,8 @@
 //! | [`build`] | from sorted pairs to nodes |
 //! | [`tree`] | look-up, insert, remove, rebuild |
 //! | [`batch`] | look-ups of many keys at a time |
-//! | [`cursor`] | walks in order |
+//! | [`cursor`] | walks in order, step by step from both ends |
+//! | [`walk`] | visits of many pairs in order |
 //! | [`shape`] | counts of all that |
 //! | [`prefetch`] | hints to the processor |
 //! | [`simd`] | the same code for several processors |
@@ -39,6 +40,7 @@ mod prefetch;
 mod shape;
 pub(crate) mod simd;
 mod tree;
+mod walk;
 
 pub(crate) use batch::GROUP;
 pub(crate) use prefetch::prefetch_ahead;

@@ -66,7 +66,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 }
                 Kind::Fan => {
                     shape.fans += 1;
-                    shape.model_bytes += room * size_of::<Node<P::C>>() + node.entries() * size_of::<u32>();
+                    shape.model_bytes += room * size_of::<Node<P::C>>() + node.words() * size_of::<u64>();
                     for i in 0..room {
                         self.describe(&*node.data.cast::<Node<P::C>>().add(i), depth + 1, shape);
                     }

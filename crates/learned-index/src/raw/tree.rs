@@ -39,9 +39,9 @@ impl<K: Key> Project<K> for Direct {
 /// A fan is rebuilt when it holds this many times (in halves) what it held when it was built,
 const GROWN_HALVES: usize = 5;
 /// a model node when it holds so many tenths of what fits into its buckets.
-const FULL_TENTHS: usize = 8;
+const FULL_TENTHS: usize = 9;
 /// Buckets that a pair may flow past when it is inserted.
-const REACH: usize = 8;
+const REACH: usize = 16;
 /// Smaller subtrees are not worth a rebuild.
 const REBUILD_MIN: usize = 64;
 /// A flat node with more keys is rebuilt, which gives it a line if there is one.
@@ -77,7 +77,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// A tree of pairs in ascending order of their keys, without duplicates.
     pub(crate) fn from_sorted(pairs: Vec<(K, V)>, project: P) -> Self {
         let mut tree = Self::new(project);
-        tree.root = Self::build(&mut tree.heap, &tree.project, pairs, LOADED);
+        tree.root = Self::build(&mut tree.heap, &tree.project, pairs, LOADED, false);
         tree
     }
 
@@ -90,8 +90,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         size_of::<Self>() + self.heap.reserved()
     }
 
-    /// Builds a node over pairs that ascend by key.
-    fn build(heap: &mut Heap, project: &P, mut pairs: Vec<(K, V)>, fill: f64) -> Node<P::C> {
+    /// Builds a node over pairs that ascend by key. `curved`: lines are not likely to carry them.
+    fn build(heap: &mut Heap, project: &P, mut pairs: Vec<(K, V)>, fill: f64, curved: bool) -> Node<P::C> {
         let n = pairs.len();
         let marker = PhantomData;
         if P::ORDERED {
@@ -104,7 +104,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
             // SAFETY: from here on the nodes own the pairs. A panic in a user's key type leaks them.
             unsafe {
                 pairs.set_len(0);
-                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, curved, marker }
+                    .build(0, n)
             }
         } else {
             let mut placed: Vec<(P::C, (K, V))> =
@@ -117,7 +118,8 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 pairs.set_len(0);
                 let coordinates = &coordinates;
                 let coordinate = |i: usize| coordinates[i];
-                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, marker }.build(0, n)
+                Builder { heap, pairs: pairs.as_ptr(), coordinate, ordered: P::ORDERED, fill, curved, marker }
+                    .build(0, n)
             }
         }
     }
@@ -449,10 +451,10 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                 Self::unload(heap, below, &mut all);
                 let (here, there): (Vec<_>, Vec<_>) = all.into_iter().partition(belongs);
                 pairs.extend(here);
-                *below = Self::build(heap, project, there, GROWING);
+                *below = Self::build(heap, project, there, GROWING, false);
             }
             let child = heap.array::<Node<P::C>>(1);
-            child.write(Self::build(heap, project, pairs, GROWING));
+            child.write(Self::build(heap, project, pairs, GROWING, false));
             buckets.set_child(place, child);
         }
     }
@@ -465,8 +467,9 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
         // SAFETY: the caller's promise. The pairs move to `pairs`, from there into the new node.
         unsafe {
             let mut pairs = Vec::with_capacity((*node).len + 1);
+            let curved = (*node).kind == Kind::Model && (*node).curved;
             Self::unload(heap, node, &mut pairs);
-            let mut built = Self::build(heap, project, pairs, GROWING);
+            let mut built = Self::build(heap, project, pairs, GROWING, curved);
             if built.kind == Kind::Flat {
                 // Keys of one coordinate: no line, so room for as many again.
                 let (cap, larger) = (built.room as usize, (2 * built.len).max(4));
@@ -509,12 +512,12 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
                     buckets.free(heap, room);
                 }
                 Kind::Fan => {
-                    let (children, entries) = (data.cast::<Node<P::C>>(), before.entries());
+                    let (children, words) = (data.cast::<Node<P::C>>(), before.words());
                     for i in 0..room {
                         Self::unload(heap, children.add(i), pairs);
                     }
                     heap.free_array(children, room);
-                    heap.free_array(side.cast::<u32>(), entries);
+                    heap.free_array(side.cast::<u64>(), words);
                 }
             }
         }
@@ -578,7 +581,7 @@ impl<K: Copy + Ord, V, P: Project<K>> Tree<K, V, P> {
     /// Builds the whole tree anew, in memory of its own size.
     pub(crate) fn shrink(&mut self) {
         let pairs = self.take_all();
-        self.root = Self::build(&mut self.heap, &self.project, pairs, LOADED);
+        self.root = Self::build(&mut self.heap, &self.project, pairs, LOADED, false);
     }
 
     /// All pairs in the order of the tree; it is empty afterwards and holds no memory.

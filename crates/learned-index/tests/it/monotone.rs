@@ -106,3 +106,41 @@ fn a_stream_that_drifts_is_noticed() {
     assert!(adapted && near.iter().all(|key| map.contains_key(key)));
     assert_eq!(map.range(far..).next().map(|(key, ())| *key), Some(far));
 }
+
+#[test]
+fn a_stored_map_is_the_same_map_with_the_same_flow() {
+    let n = if cfg!(miri) { 60 } else { 5000 };
+    let Keys::U64(keys) = KeySet::named("lognormal").unwrap().generate(n, 42) else { panic!("integers") };
+    let mut map = MonotoneMap::from_sorted(keys.iter().copied().zip(0u64..), 32).unwrap();
+    map.insert(keys[0] / 2, 7);
+    map.remove(&keys[9]);
+    let text = serde_json::to_string(&map).unwrap();
+    let mut back: MonotoneMap<u64, u64> = serde_json::from_str(&text).unwrap();
+    assert!(map.flow().is_some() && back.flow() == map.flow());
+    assert_eq!(serde_json::to_string(&back).unwrap(), text);
+    // Keys before and behind those that the flow was fitted to go to the same places.
+    for key in [0, u64::MAX] {
+        assert_eq!((back.insert(key, 3), map.insert(key, 3)), (None, None));
+    }
+    assert!(back.range(keys[0] / 2..=keys[9]).eq(map.range(keys[0] / 2..=keys[9])));
+    assert_eq!(back.into_sorted(), map.into_sorted());
+}
+
+#[test]
+fn stored_maps_without_a_flow_and_broken_ones() {
+    let empty = MonotoneMap::<u64, u64>::from_sorted([], 8).unwrap();
+    let text = serde_json::to_string(&empty).unwrap();
+    let mut back: MonotoneMap<u64, u64> = serde_json::from_str(&text).unwrap();
+    assert!(back.is_empty() && back.insert(5, 1).is_none() && back.iter().eq([(&5, &1)]));
+    let error = |text: &str| serde_json::from_str::<MonotoneMap<u64, u64>>(text).err().unwrap().to_string();
+    assert!(error(&text.replace("\"steps\":8", "\"steps\":0")).contains("at least one step"));
+    // A flow whose points do not ascend would put keys out of order.
+    let map = MonotoneMap::from_sorted((0..100u64).map(|i| (i * i, i)), 3).unwrap();
+    let mut value = serde_json::to_value(&map).unwrap();
+    value["flow"]["points"][1][1] = serde_json::json!(9.0);
+    assert!(error(&value.to_string()).contains("its points ascend"));
+    value["flow"]["points"] = serde_json::json!([[0.0, 0.0]]);
+    assert!(error(&value.to_string()).contains("1 points"));
+    value["flow"]["range"] = serde_json::json!(0.0);
+    assert!(error(&value.to_string()).contains("a range of 0"));
+}

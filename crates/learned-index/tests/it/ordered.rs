@@ -45,6 +45,14 @@ impl<K: Key> Pair<K> {
         }
         let theirs = self.model.range((begin, end));
         assert!(ours.clone().take(limit).eq(theirs.clone().take(limit)), "{begin:?} .. {end:?}");
+        // Visited together, and from anywhere between.
+        let mut rest = ours.clone();
+        let skipped = rest.by_ref().take(limit / 2).count();
+        let all = rest.fold(Vec::new(), |mut all, pair| {
+            all.push(pair);
+            all
+        });
+        assert!(all.into_iter().eq(theirs.clone().skip(skipped)), "{begin:?} .. {end:?} together");
         assert!(ours.rev().take(limit).eq(theirs.rev().take(limit)), "{begin:?} .. {end:?} backwards");
     }
 
@@ -59,6 +67,7 @@ impl<K: Key> Pair<K> {
         assert_eq!(self.map.len(), self.model.len());
         assert!(self.map.iter().eq(&self.model));
         assert!(self.map.iter().rev().eq(self.model.iter().rev()));
+        assert_eq!(self.map.values().sum::<u64>(), self.model.values().sum::<u64>());
         assert_eq!(self.map.iter().size_hint(), (self.model.len(), Some(self.model.len())));
         assert_eq!(self.map.first_key_value(), self.model.first_key_value());
         assert_eq!(self.map.last_key_value(), self.model.last_key_value());
@@ -259,6 +268,23 @@ fn keys_without_a_line_work_and_lying_keys_do_no_harm() {
         }
     }
     assert!(map.iter().count() > 0);
+}
+
+/// Pairs that are visited together are numbered with 16 bits: blocks with more of them.
+#[test]
+fn long_walks() {
+    fn check<K: Key>(keys: impl Iterator<Item = K>, n: usize) {
+        let map: LearnedMap<K, usize> = keys.zip(0..).collect();
+        let half = *map.keys().nth(n / 2).unwrap();
+        assert_eq!(map.values().sum::<usize>(), n * (n - 1) / 2);
+        assert!(map.range(half..).fold(n / 2, |next, (_, i)| if *i == next { next + 1 } else { 0 }) == n);
+        let mut next = n / 2;
+        let count = map.scan(&half, usize::MAX, &mut |_, i| next += usize::from(*i == next));
+        assert_eq!((count, next), (n - n / 2, n));
+    }
+    let n = if cfg!(miri) { 300 } else { 200_000 };
+    check(0..n as u64, n);
+    check((0..n as u64).map(Lineless), n);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use kindling_core::OrderedIndex;
 use kindling_learned_index::{LearnedMap, NflConfig, NflMap};
 
 /// Pseudo-random numbers.
@@ -49,6 +50,25 @@ fn pairs_with_memory_of_their_own_come_and_go() {
 #[test]
 fn a_map_with_fans_is_the_same_map() {
     KINDS.into_iter().take(2).for_each(|kind| check(kind, 3000, 200));
+}
+
+#[test]
+fn many_pairs_are_visited_in_order() {
+    for kind in KINDS {
+        let mut next = numbers(2_463_534_242);
+        let mut map: LearnedMap<u64, String> = (0..200).map(|i| (kind(next()), format!("{i}"))).collect();
+        (0..60).for_each(|i| _ = map.insert(kind(next()), format!("{i} later")));
+        map.iter_mut().for_each(|(key, value)| value.push_str(&key.to_string()));
+        let pairs: Vec<(u64, String)> = map.iter().map(|(key, value)| (*key, value.clone())).collect();
+        assert!(pairs.iter().all(|(key, value)| value.ends_with(&key.to_string()) && map.get(key) == Some(value)));
+        for at in (0..pairs.len()).step_by(pairs.len() / 4) {
+            let (from, to) = (pairs[at].0, pairs[(at + 50).min(pairs.len() - 1)].0);
+            assert_eq!(map.range(from..=to).fold(0, |n, _| n + 1), pairs.len().min(at + 51) - at);
+            let mut seen = Vec::new();
+            map.scan(&from, 30, &mut |key, value| seen.push((*key, value.clone())));
+            assert_eq!(seen, pairs[at..pairs.len().min(at + 30)]);
+        }
+    }
 }
 
 #[test]
