@@ -7,9 +7,9 @@
 //! `Σ (code − zero) · x = Σ 2^p (½ Σ B · x) + (½ (2^bits − 1) − zero) Σ x`.
 //!
 //! Error: half a step of a table for each look-up, which counts as much as its plane. The work grows with the bits; that of
-//! [`tiles`](super::tiles) with the inputs. On the processors measured so far the latter is no slower at any width, so no format
-//! asks for this kernel: see `docs/speed.md`. Sources: Park et al., "LUT-GEMM", arXiv 2206.09557; Wei et al., "T-MAC", arXiv
-//! 2407.00088.
+//! [`tiles`](super::tiles) with the inputs. As measured (`docs/speed.md`) the latter is faster at every width with VNNI, and no slower
+//! with AVX2 but for 3 bits from the cache, so no format asks for this kernel. Sources: Park et al., "LUT-GEMM", arXiv 2206.09557;
+//! Wei et al., "T-MAC", arXiv 2407.00088.
 //!
 //! A block of 32 inputs of a tile of 16 rows is 64 bytes for each plane: in turn 16 bytes, one for each row, with places in tables
 //! 0 (low half of the byte) and 2 (high half), in 1 and 3, in 4 and 6, in 5 and 7. So the tables that an instruction needs lie side
