@@ -182,6 +182,12 @@ impl Block {
         })
     }
 
+    /// Whether keys and values have the shapes of this block.
+    fn fits(&self, kv: &KvMemory<'_>) -> bool {
+        let values = self.kv_heads * kv.capacity * self.width;
+        kv.kv_heads == self.kv_heads && kv.keys.len() == values && kv.values.len() == values
+    }
+
     /// Rows of the residual stream in `room.x`, whose keys and values go where `kv` has room for them.
     fn forward(&self, rows: usize, kv: KvMemory<'_>, room: &mut StepRoom) {
         let StepRoom { inputs, x, y, part, qkv, turned, attended, gate_up, inner, scores, cos, sin, .. } = room;
@@ -283,12 +289,15 @@ impl HostDecoder {
         if rows == 0 || rows > MOST_ROWS {
             return Ok(None);
         }
+        let before = kv.len(0);
         for (layer, block) in self.blocks.iter().enumerate() {
-            let Some(memory) = kv.in_memory(layer, rows) else {
-                if layer == 0 {
-                    return Ok(None);
-                }
-                return Err(ModelError::Input(format!("a cache has layer 0 in memory, but not layer {layer}")));
+            let memory = match kv.in_memory(layer, rows) {
+                None if layer == 0 => return Ok(None),
+                memory => memory.filter(|memory| block.fits(memory)),
+            };
+            let Some(memory) = memory else {
+                kv.truncate(before)?;
+                return Err(ModelError::Input(format!("layer {layer} of the cache is not of this model")));
             };
             if layer == 0 {
                 self.begin(ids, places, room)?;

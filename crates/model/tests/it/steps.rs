@@ -83,6 +83,18 @@ fn steps_of_packed_weights_have_the_bits_of_tensors() {
 }
 
 #[test]
+fn the_cache_of_another_model_is_refused_and_left_alone() {
+    let [one, other] = ["hf/llama", "hf/qwen3"].map(|name| load(&fixture(name)));
+    let mut kv = one.new_kv();
+    one.forward(&[PROMPT.to_vec()], &[], &mut kv, Wanted::LastLogits).unwrap();
+    one.forward(&[vec![3]], &[], &mut kv, Wanted::LastLogits).unwrap();
+    let error = other.step(3, &mut kv, &mut StepRoom::default()).unwrap_err();
+    assert!(error.to_string().contains("not of this model"), "{error}");
+    assert_eq!(kindling_core::KvStore::len(&kv, 0), PROMPT.len() + 1);
+    assert!(one.step(3, &mut kv, &mut StepRoom::default()).unwrap().is_some());
+}
+
+#[test]
 fn a_model_to_train_takes_tensors() {
     let files = ModelFiles::open(fixture("hf/llama")).unwrap();
     let model = Decoder::load_dense(&files, &crate::common::device()).unwrap();
