@@ -208,14 +208,18 @@ fn multiply<const BF16: bool>(weights: &[u16], x: &Inputs<'_>, out: &mut Stretch
     plain::<BF16>(weights, x, out);
 }
 
-/// The plain twin: the same sums.
+/// The plain twin: the same sums. What runs where there is no AVX-512.
 fn plain<const BF16: bool>(weights: &[u16], x: &Inputs<'_>, out: &mut Stretch<'_>) {
+    let mut sums = [[0.0; ROWS]; BLOCK];
     for (tile, weights) in weights.chunks_exact(ROWS * x.cols).enumerate() {
         for (first, rows, x) in x.groups(0, x.rows) {
-            for row in 0..rows {
-                let x = &x[row..];
-                let sums = if BF16 { tile_bf16(weights, x, rows) } else { tile_f16(weights, x, rows) };
-                put(&sums, out.row(first + row, tile * ROWS));
+            if BF16 {
+                tile_bf16(weights, x, &mut sums[..rows])
+            } else {
+                tile_f16(weights, x, &mut sums[..rows])
+            }
+            for (row, sums) in sums[..rows].iter().enumerate() {
+                put(sums, out.row(first + row, tile * ROWS));
             }
         }
     }
@@ -455,15 +459,35 @@ fn from_f16(bits: u16) -> f32 {
 macro_rules! twin {
     ($tile:ident, $from:ident) => {
         vectorised! {
-            /// One of `width` rows with one tile.
-            fn $tile(weights: &[u16], x: &[f32], width: usize) -> [f32; ROWS] {
-                let mut sums = [0.0; ROWS];
-                for (weights, &x) in weights.as_chunks::<ROWS>().0.iter().zip(x.iter().step_by(width)) {
-                    for (sum, &bits) in sums.iter_mut().zip(weights) {
-                        *sum = mul_add::<FMA>(x, $from(bits), *sum);
+            /// A group of as many rows as there are `sums`, with one tile.
+            fn $tile(weights: &[u16], x: &[f32], sums: &mut [[f32; ROWS]]) {
+                /// Rows whose sums are in registers at a time.
+                #[inline(always)]
+                fn rows<const R: usize, const FMA: bool>(weights: &[u16], x: &[f32], width: usize) -> [[f32; ROWS]; R] {
+                    let mut sums = [[0.0; ROWS]; R];
+                    for (weights, x) in weights.as_chunks::<ROWS>().0.iter().zip(x.chunks(width)) {
+                        let mut held = [0.0; ROWS];
+                        for i in 0..ROWS {
+                            held[i] = $from(weights[i]);
+                        }
+                        for r in 0..R {
+                            for i in 0..ROWS {
+                                sums[r][i] = mul_add::<FMA>(x[r], held[i], sums[r][i]);
+                            }
+                        }
                     }
+                    sums
                 }
-                sums
+
+                let width = sums.len();
+                let (fours, rest) = sums.as_chunks_mut::<4>();
+                let last = 4 * fours.len();
+                for (i, sums) in fours.iter_mut().enumerate() {
+                    *sums = rows::<4, FMA>(weights, &x[4 * i..], width);
+                }
+                for (i, sums) in rest.iter_mut().enumerate() {
+                    [*sums] = rows::<1, FMA>(weights, &x[last + i..], width);
+                }
             }
         }
     };
@@ -498,14 +522,17 @@ mod tests {
                 prop_assert!((f64::from(*found) - terms.sum::<f64>()).abs() <= 1e-6 * size.max(1e-9));
             }
             // The plain twin, and each row alone: the same bits.
+            let mut plainly = vec![f32::NAN; n * rows];
+            let inputs = Inputs::new(&x, n, cols);
+            Columns::share(&mut plainly, n, rows, false, |_, mut out| match half.kind {
+                HalfType::BF16 => plain::<true>(&half.values, &inputs, &mut out),
+                HalfType::F16 => plain::<false>(&half.values, &inputs, &mut out),
+            });
+            prop_assert_eq!(&plainly, &found);
             let mut alone = vec![f32::NAN; rows];
             for (x, found) in x.chunks_exact(cols).zip(found.chunks_exact(rows)) {
                 half.product(x, 1, &mut alone);
                 prop_assert_eq!(&alone[..], found);
-                for (tile, found) in half.values.chunks_exact(ROWS * cols).zip(found.chunks(ROWS)) {
-                    let sums = if half.kind == HalfType::BF16 { tile_bf16(tile, x, 1) } else { tile_f16(tile, x, 1) };
-                    prop_assert_eq!(&sums[..found.len()], found);
-                }
             }
         }
     }
