@@ -84,33 +84,21 @@ impl Clone for Decoder {
     /// A second model; weights are shared until one of the two replaces them.
     fn clone(&self) -> Self {
         let (spec, ends, blocks) = (self.spec.clone(), self.ends.clone(), self.blocks.clone());
-        Self {
-            spec,
-            ends,
-            blocks,
-            device: self.device.clone(),
-            angles: Mutex::default(),
-            host: self.host.clone(),
-            room: Mutex::default(),
-        }
+        Self { host: self.host.clone(), ..Self::of(spec, ends, blocks, &self.device) }
     }
 }
 
 impl Decoder {
+    fn of(spec: Spec, ends: Ends, blocks: Vec<DecoderBlock>, device: &Device) -> Self {
+        let (angles, room) = (Mutex::default(), Mutex::default());
+        Self { spec, ends, blocks, device: device.clone(), angles, host: None, room }
+    }
+
     /// Loads every block of a checkpoint as its files hold it: pruned weights stay dense, so that they can be trained.
     pub fn load_dense(files: &ModelFiles, device: &Device) -> Result<Self> {
         let blocks = (0..files.spec().blocks.len()).into_par_iter().map(|i| files.block(i, device));
         let blocks = blocks.collect::<Result<_>>()?;
-        let (spec, ends) = (files.spec().clone(), files.ends(device)?);
-        Ok(Self {
-            spec,
-            ends,
-            blocks,
-            device: device.clone(),
-            angles: Mutex::default(),
-            host: None,
-            room: Mutex::default(),
-        })
+        Ok(Self::of(files.spec().clone(), files.ends(device)?, blocks, device))
     }
 
     /// Loads every block of a checkpoint to run it: packed weights are laid out for the device; on the processor pruned ones,
@@ -124,17 +112,9 @@ impl Decoder {
             Ok(block)
         };
         let blocks = (0..files.spec().blocks.len()).into_par_iter().map(block).collect::<Result<_>>()?;
-        let (spec, mut ends) = (files.spec().clone(), files.ends(device)?);
+        let mut ends = files.ends(device)?;
         ends.prepare()?;
-        let mut model = Self {
-            spec,
-            ends,
-            blocks,
-            device: device.clone(),
-            angles: Mutex::default(),
-            host: None,
-            room: Mutex::default(),
-        };
+        let mut model = Self::of(files.spec().clone(), ends, blocks, device);
         model.host = HostDecoder::of(&model).map(Arc::new);
         Ok(model)
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
-use super::{Dense, to_tensor};
+use super::{Dense, by_rows, to_tensor};
 use crate::kernels::{HalfTiles, HalfType};
 
 /// A weight whose values bf16 or f16 hold exactly.
@@ -75,11 +75,6 @@ impl Half {
 
     /// `x · Wᵀ` on the processor: `[batch, tokens, in]` to `[batch, tokens, out]`.
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let ([batch, tokens, _], [outputs, _]) = (x.dims(), self.shape());
-        let device = x.device();
-        let data = x.into_data();
-        let mut out = vec![0.0; batch * tokens * outputs];
-        self.0.product(data.as_slice::<f32>().expect("f32, as the caller checked"), batch * tokens, &mut out);
-        Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
+        by_rows(x, self.shape()[0], |x, rows, out| self.0.product(x, rows, out))
     }
 }

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
-use super::{Dense, Half, Weight, to_tensor};
+use super::{Dense, Half, Weight, by_rows, to_tensor};
 use crate::kernels::{MaskedRows, masked_rows_pay};
 
 /// A weight of which only the kept values are read.
@@ -98,11 +98,6 @@ impl Masked {
 
     /// `x · Wᵀ` on the processor: `[batch, tokens, in]` to `[batch, tokens, out]`.
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let ([batch, tokens, _], [outputs, _]) = (x.dims(), self.shape());
-        let device = x.device();
-        let data = x.into_data();
-        let mut out = vec![0.0; batch * tokens * outputs];
-        self.rows.product(data.as_slice::<f32>().expect("f32, as the caller checked"), batch * tokens, &mut out);
-        Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
+        by_rows(x, self.shape()[0], |x, rows, out| self.rows.product(x, rows, out))
     }
 }

@@ -262,6 +262,16 @@ fn times(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     crate::ops::product(x.reshape([batch * tokens, inputs]), weight).reshape([batch, tokens, outputs])
 }
 
+/// `x · Wᵀ` on the processor, `[batch, tokens, in]` to `[batch, tokens, outputs]`, by a kernel that takes f32 rows, their number and
+/// the place of the result.
+fn by_rows(x: Tensor<3>, outputs: usize, kernel: impl FnOnce(&[f32], usize, &mut [f32])) -> Tensor<3> {
+    let ([batch, tokens, _], device) = (x.dims(), x.device());
+    let data = x.into_data();
+    let mut out = vec![0.0; batch * tokens * outputs];
+    kernel(data.as_slice::<f32>().expect("f32, as the caller checked"), batch * tokens, &mut out);
+    Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
+}
+
 /// Inputs by their groups; `None` unless all groups but the last have `size` members.
 pub(crate) fn order_of(index: &[u32], size: usize) -> Option<Vec<u32>> {
     let mut order: Vec<u32> = (0..index.len() as u32).collect();

@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use kindling_core::quantized::Granularity;
 
 use super::packed::{Packed, Scales};
-use super::{order_of, to_tensor};
+use super::{by_rows, order_of, to_tensor};
 use crate::kernels::tiles::{BLOCK, ROWS};
 use crate::kernels::{
     Activations, Arithmetic, Codes, Source, TileScales, Tiles, has_kernels, has_two_of_four_kernels, product,
@@ -133,14 +133,10 @@ impl Tiled {
 
     /// `x · Wᵀ` on the processor: `[batch, tokens, in]` to `[batch, tokens, out]`.
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let ([batch, tokens, inputs], [outputs, _]) = (x.dims(), self.shape());
-        let (device, rows) = (x.device(), batch * tokens);
-        let data = x.into_data();
-        let values = data.as_slice::<f32>().expect("f32, as the caller checked");
-        let x = Activations::new(values, rows, inputs, self.tiles.order(), self.arithmetic);
-        let mut out = vec![0.0; rows * outputs];
-        product(&self.tiles, &x, &mut out);
-        Tensor::from_data(TensorData::new(out, [batch, tokens, outputs]), &device)
+        let [outputs, inputs] = self.shape();
+        by_rows(x, outputs, |x, rows, out| {
+            product(&self.tiles, &Activations::new(x, rows, inputs, self.tiles.order(), self.arithmetic), out);
+        })
     }
 }
 
